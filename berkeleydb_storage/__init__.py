@@ -1,0 +1,82 @@
+"""A storage for Durus, the object database for Python, on Berkeley DB.
+
+>>> from durus.connection import Connection
+>>> from berkeleydb_storage import BerkeleyDBStorage
+>>> connection = Connection(BerkeleyDBStorage("db"))  # an existing directory  # doctest: +SKIP
+"""
+
+from berkeleydb_storage.check import Fault, Report
+from berkeleydb_storage.checkpoint import (
+    CheckpointInline,
+    CheckpointNever,
+    CheckpointNumbers,
+    CheckpointThread,
+    checkpoint_interface,
+)
+from berkeleydb_storage.errors import (
+    BerkeleyDBStorageError,
+    CommitInDoubt,
+    CommitRefused,
+    DamagedError,
+    DanglingReferenceError,
+    DiskFullError,
+    LibraryMismatch,
+    MigrationError,
+    NewerFormat,
+    NotAStorage,
+    OptionError,
+    ReadOnlyError,
+    RecoveryNeeded,
+    StorageClosed,
+    StorageInUse,
+    StorageNotEmpty,
+    StorageNotFound,
+)
+from berkeleydb_storage.garbage.collector import Collected
+from berkeleydb_storage.garbage.policy import (
+    GarbageInline,
+    GarbageManual,
+    GarbageNumbers,
+    GarbageThread,
+    garbage_collection_interface,
+)
+from berkeleydb_storage.session import Session
+from berkeleydb_storage.storage import BerkeleyDBStorage, Statistics
+from berkeleydb_storage.version import __version__
+
+__all__ = [
+    "BerkeleyDBStorage",
+    "BerkeleyDBStorageError",
+    "CheckpointInline",
+    "CheckpointNever",
+    "CheckpointNumbers",
+    "CheckpointThread",
+    "Collected",
+    "CommitInDoubt",
+    "CommitRefused",
+    "DamagedError",
+    "DanglingReferenceError",
+    "DiskFullError",
+    "Fault",
+    "GarbageInline",
+    "GarbageManual",
+    "GarbageNumbers",
+    "GarbageThread",
+    "LibraryMismatch",
+    "MigrationError",
+    "NewerFormat",
+    "NotAStorage",
+    "OptionError",
+    "ReadOnlyError",
+    "RecoveryNeeded",
+    "Report",
+    "Session",
+    "Statistics",
+    "StorageClosed",
+    "StorageInUse",
+    "StorageNotEmpty",
+    "StorageNotFound",
+    "__version__",
+    "checkpoint_interface",
+    "garbage_collection_interface",
+]

@@ -1,0 +1,137 @@
+"""When to write changed pages into the tables, so that recovery stays short and old log files can go.
+
+The policies get numbers and return decisions; the `Checkpointer` carries them out. Users may write their own policy:
+a subclass of `checkpoint_interface`, or anything with its two members.
+
+Invariants:
+
+1. A log file is removed only after a checkpoint that makes it needless has completed, and after ``storage.json``
+   says that it is not needed.
+2. One checkpoint runs at a time. Commits go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import NamedTuple
+
+from berkeleydb_storage import failpoints, files
+from berkeleydb_storage.directory import Directory
+from berkeleydb_storage.environment import Environment
+from berkeleydb_storage.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+LOG_BYTES = 32 << 20
+"""Default of the policies: recovery from this much log takes about a second."""
+SECONDS = 60.0
+
+
+class CheckpointNumbers(NamedTuple):
+    """What a checkpoint policy is told."""
+
+    log_bytes: int
+    """Bytes of log written since the last checkpoint."""
+    seconds: float
+    """Seconds since the last checkpoint."""
+
+
+class checkpoint_interface:  # noqa: N801 - the name that the original release gave it
+    """A policy that decides when there is a checkpoint. Subclass it, and override `due` and perhaps `interval`."""
+
+    interval: float | None = None
+    """Seconds between two questions, asked from a background thread, which then also does the work. None: asked by
+    every commit, after it, in the committing thread: about 10 microseconds, and the commit that meets a "yes" waits
+    for the checkpoint."""
+
+    def due(self, numbers: CheckpointNumbers) -> bool:
+        """Decide whether to make a checkpoint now.
+
+        Args:
+            numbers: how much log there is, and how old the last checkpoint.
+
+        Returns:
+            True for a checkpoint. It must not call the storage, and must return at once.
+        """
+        raise NotImplementedError
+
+
+class CheckpointNever(checkpoint_interface):
+    """No checkpoints but those at close: the log grows, and so does the time that a recovery takes."""
+
+    def due(self, numbers: CheckpointNumbers) -> bool:
+        """Return False."""
+        return False
+
+
+class CheckpointInline(checkpoint_interface):
+    """A checkpoint by the commit that makes the log too long, or comes too late after the last one."""
+
+    def __init__(self, log_bytes: int = LOG_BYTES, seconds: float = SECONDS) -> None:
+        """Set the limits: bytes of log, and seconds; either is enough, if anything was written at all."""
+        if log_bytes <= 0 or seconds <= 0:
+            raise OptionError(f"log_bytes and seconds are positive, not {log_bytes!r} and {seconds!r}")
+        self.log_bytes = log_bytes
+        self.seconds = seconds
+
+    def due(self, numbers: CheckpointNumbers) -> bool:
+        """Compare with the limits."""
+        return numbers.log_bytes >= self.log_bytes or (numbers.seconds >= self.seconds and numbers.log_bytes > 0)
+
+
+class CheckpointThread(CheckpointInline):
+    """The default: the same limits, looked at by a background thread, which rests between the pages that it writes."""
+
+    interval = 0.5
+
+
+class Checkpointer:
+    """Makes checkpoints of one environment and removes the logs that they make needless. Any thread may call it."""
+
+    def __init__(self, environment: Environment, directory: Directory, policy: checkpoint_interface) -> None:
+        """Start counting now."""
+        self.policy = policy
+        self._environment = environment
+        self._directory = directory
+        self._running = threading.Lock()
+        self._position = environment.log_position()  # guarded by _running
+        self._time = time.monotonic()  # guarded by _running
+        self.completed = 0  # guarded by _running
+
+    def numbers(self) -> CheckpointNumbers:
+        """Return what the policy is told."""
+        written = self._environment.log_position() - self._position
+        return CheckpointNumbers(written, time.monotonic() - self._time)
+
+    def turn(self) -> None:
+        """Ask the policy, and do what it says."""
+        if self.policy.due(self.numbers()):
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Make a checkpoint, and remove the log files that recovery no longer needs.
+
+        Raises:
+            DiskFullError: there is no room for the pages; nothing is lost, it can be tried again.
+        """
+        with self._running:
+            position, started = self._environment.log_position(), time.monotonic()
+            failpoints.reached("checkpoint.begun")
+            self._environment.checkpoint()
+            failpoints.reached("checkpoint.done")
+            self._remove_logs()
+            self._position, self._time = position, started
+            self.completed += 1
+            logger.debug("checkpoint of %s in %.3f s", self._directory.path, time.monotonic() - started)
+
+    def _remove_logs(self) -> None:
+        present = files.log_numbers(self._directory.path)
+        needless = set(self._environment.removable_logs()) & set(present[:-1])
+        needed = [number for number in present if number not in needless]
+        self._directory.update(first_log=needed[0], last_log=needed[-1])
+        failpoints.reached("checkpoint.logs-noted")
+        for number in sorted(needless):
+            (self._directory.path / files.log_name(number)).unlink(missing_ok=True)
+        failpoints.reached("checkpoint.logs-removed")

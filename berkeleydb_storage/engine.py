@@ -1,0 +1,490 @@
+"""The transactional core: objects, their counts and the journal change together, under one mutex.
+
+Owns the table objects and, through its collaborators, all others; and the mutex. Its methods may be called from any
+thread unless they say that the caller holds the mutex.
+
+Invariants:
+
+1. Every read and write of a table is done under `lock`; there is one writer.
+2. A transaction changes records, counts, queues, the totals and the journal together, or nothing.
+3. No record refers to an object that does not exist.
+4. An oid is handed out once, ever; blocks of them are reserved on the disk before.
+5. With `durable`, `commit` returns after the log of its transaction is on the disk.
+
+Killed inside a transaction: the next open finds none of it. Killed between its end and the flush: all of it or none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NoReturn, Protocol
+
+from berkeleydb_storage import failpoints
+from berkeleydb_storage.environment import (
+    LIBRARY_ERRORS,
+    META,
+    NO_SYNC,
+    OBJECTS,
+    WRITE_NO_SYNC,
+    Environment,
+    Table,
+    Transaction,
+    explain,
+)
+from berkeleydb_storage.errors import (
+    CommitInDoubt,
+    CommitRefused,
+    DamagedError,
+    DanglingReferenceError,
+    ReadOnlyError,
+    StorageClosed,
+    describe_oids,
+)
+from berkeleydb_storage.format import (
+    FORMAT_VERSION,
+    ROOT_OID,
+    State,
+    pack_uint64,
+    references,
+    unpack_uint64,
+)
+from berkeleydb_storage.journal import Journal
+from berkeleydb_storage.refcounts import ReferenceCounts
+from berkeleydb_storage.room import Room
+
+OID_BLOCK = 4096
+"""Oids reserved at a time: one sync for so many new objects."""
+COLLECTION_BYTES = 1 << 20
+"""Room asked for by a transaction that deletes."""
+
+META_FORMAT = b"format"
+META_NEXT_OID = b"next oid"
+META_MIGRATING = b"migrating"
+
+Pending = Mapping[bytes, tuple[bytes, tuple[bytes, ...]]]
+"""oid -> (record, what it refers to), of a commit."""
+
+
+class Listener(Protocol):
+    """Who wants to know which objects changed. Called by the thread that holds the mutex, right after a commit."""
+
+    def invalidate(self, oids: Iterable[bytes]) -> None:
+        """Take note of them."""
+
+
+class _Refusing:
+    """Stands in for the table of objects when it must not be used any more."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise self._error
+
+    def __getitem__(self, key: bytes) -> NoReturn:
+        raise self._error
+
+
+def new_storage(tables: Mapping[str, Table], transaction: Transaction) -> None:
+    """Write the first rows of a storage."""
+    tables[META].put(META_FORMAT, pack_uint64(FORMAT_VERSION), txn=transaction)
+    tables[META].put(META_NEXT_OID, pack_uint64(0), txn=transaction)
+    Journal.begin(tables, State(int(time.time() * 1e6), 0, 0, 0), transaction)
+
+
+class Engine:
+    """One open storage, without policies."""
+
+    def __init__(self, environment: Environment, *, durable: bool, async_log_write: bool) -> None:
+        """Take over an open environment.
+
+        Args:
+            environment: to be closed by `close`.
+            durable: whether a commit waits until its log is on the disk.
+            async_log_write: with `durable` False, whether a commit hands its log to the system.
+        """
+        self.lock = threading.Lock()
+        self.environment = environment
+        self.objects: Table = environment.tables[OBJECTS]
+        self.journal = Journal(environment.tables)
+        state = self.journal.state
+        self.counts = ReferenceCounts(environment.tables, state.garbage, state.suspects)
+        self.closing = False
+        self.last_commit = float("-inf")
+        self._meta = environment.tables[META]
+        self._durable = durable
+        self._flags = NO_SYNC if durable or not async_log_write else WRITE_NO_SYNC
+        self._room = Room(environment.path)  # guarded by lock
+        self._last_time = state.time  # guarded by lock
+        self._listeners: list[weakref.ref[Listener]] = []  # guarded by lock
+        self._failure: Exception | None = None  # guarded by lock
+        self._exclusive: tuple[int, str] | None = None  # guarded by lock
+        self._load_oids()
+        os.register_at_fork(after_in_child=_disabler(weakref.ref(self)))
+
+    def _load_oids(self) -> None:
+        stored = self._meta.get(META_NEXT_OID)
+        self._next_oid = unpack_uint64(stored) if stored is not None and self.size else 0  # guarded by lock
+        self._reserved = self._next_oid  # guarded by lock
+        self._highest = pack_uint64(self._next_oid)  # guarded by lock: no object above it exists
+
+    def time(self) -> int:
+        """Return the time in microseconds since the epoch; it never goes back, not even across openings."""
+        return max(self._last_time, int(time.time() * 1e6))
+
+    def tick(self) -> int:
+        """Return a time that no earlier transaction has. The caller holds the mutex."""
+        self._last_time = max(self._last_time + 1, int(time.time() * 1e6))
+        return self._last_time
+
+    @property
+    def size(self) -> int:
+        """The number of objects."""
+        return self.journal.state.objects
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` about all changes that are not its own, for as long as it lives."""
+        with self.lock:
+            self._listeners = [known for known in self._listeners if known() is not None]
+            self._listeners.append(weakref.ref(listener))
+
+    def new_oid(self) -> bytes:
+        """Return an oid that was never returned before."""
+        with self.lock:
+            number = self._next_oid
+            if number >= self._reserved:
+                self._reserve(number + OID_BLOCK)
+            self._next_oid = number + 1
+        return pack_uint64(number)
+
+    def was_handed_out(self, oid: bytes) -> bool:
+        """Tell whether `new_oid` may have returned it, now or in an earlier opening. The root's always was."""
+        return oid == ROOT_OID or unpack_uint64(oid) < self._next_oid
+
+    def _reserve(self, until: int) -> None:
+        """Reserve the oids below `until`. The caller holds the mutex."""
+        with Change(self, 0) as change:
+            self._meta.put(META_NEXT_OID, pack_uint64(until), txn=change.transaction)
+        if self._durable:
+            self._flush("the reservation of oids")
+        self._reserved = until
+        failpoints.reached("oids.reserved")
+
+    def commit(self, pending: Pending, size: int, origin: Listener | None) -> None:
+        """Store the records of one transaction; durably, if the engine is.
+
+        Args:
+            pending: the records.
+            size: bytes in them.
+            origin: not told about the change.
+
+        Raises:
+            DanglingReferenceError: they refer to objects that do not exist. Nothing was stored.
+            DiskFullError: there is no room. Nothing was stored.
+            CommitInDoubt: they were stored, but could not be brought to the disk yet.
+            DamagedError: a file is damaged, or the library has stopped. Nothing was stored.
+        """
+        with self.lock:
+            self.apply(pending, size, origin)
+        self.make_durable()
+
+    def apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
+        """Do what `commit` does, except for making it durable. The caller holds the mutex."""
+        with Change(self, size) as change:
+            failpoints.reached("commit.begun")
+            for oid, (record, refs) in sorted(pending.items()):
+                change.store(oid, record, refs)
+            dangling = change.settle()
+            if dangling:
+                raise DanglingReferenceError(
+                    f"the commit refers to objects that do not exist, or were collected: {describe_oids(dangling)}. "
+                    "Nothing of it was stored; abort() and do it again with what there is",
+                    dangling,
+                )
+            change.origin = origin
+            failpoints.reached("commit.written")
+        self.last_commit = time.monotonic()
+        failpoints.reached("commit.committed")
+
+    def make_durable(self) -> None:
+        """Bring the log to the disk, if the engine is durable. The caller does not hold the mutex."""
+        if self._durable:
+            self._flush("the commit")
+            failpoints.reached("commit.flushed")
+
+    def _flush(self, what: str) -> None:
+        try:
+            self.environment.flush()
+        except LIBRARY_ERRORS as error:
+            raise CommitInDoubt(
+                f"{what} was applied, and could not be brought to the disk: {explain(error, self.environment.path)}"
+            ) from error
+
+    def change(self, size: int = COLLECTION_BYTES) -> LockedChange:
+        """Return a transaction of about `size` bytes that takes the mutex itself."""
+        return LockedChange(self, size)
+
+    @contextmanager
+    def exclusively(self, what: str) -> Iterator[None]:
+        """Refuse the transactions of all other threads while the calling one does `what`."""
+        with self.lock:
+            self._exclusive = (threading.get_ident(), what)
+        try:
+            yield
+        finally:
+            self._exclusive = None
+
+    def adopt(self) -> None:
+        """Take everything from the tables anew, after their rows were replaced."""
+        with self.lock:
+            self.reload_all()
+
+    def begin(self, size: int) -> Transaction:
+        """Begin a transaction that writes about `size` bytes. The caller holds the mutex.
+
+        Raises:
+            StorageClosed, ReadOnlyError, DiskFullError, DamagedError: it may not begin.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._exclusive is not None and self._exclusive[0] != threading.get_ident():
+            raise CommitRefused(f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored")
+        if not self.environment.writable:
+            raise ReadOnlyError(f"{self.environment.path} was opened read-only: nothing was stored")
+        self._room.need(size)
+        try:
+            return self.environment.begin()
+        except LIBRARY_ERRORS as error:
+            raise self.failed(error) from error
+
+    def commit_change(self, change: Change) -> None:
+        """Write the journal row of a transaction, end it, and tell the listeners. The caller holds the mutex."""
+        before = self.journal.state
+        objects = before.objects + len(change.born) - len(change.deleted)
+        state = State(change.now, objects, self.counts.garbage, self.counts.suspects)
+        touched = change.stored + change.deleted
+        self.journal.append(state, touched, change.transaction)
+        change.transaction.commit(self._flags)
+        self.journal.advance(state)
+        if change.born:
+            self._highest = max(self._highest, max(change.born))
+        for reference in self._listeners:
+            listener = reference()
+            if listener is not None and listener is not change.origin:
+                listener.invalidate(touched)
+
+    def reload(self) -> None:
+        """Take the totals from the disk, after a transaction that did not end well. The caller holds the mutex."""
+        self.journal.reload()
+        self.counts.garbage, self.counts.suspects = self.journal.state.garbage, self.journal.state.suspects
+
+    def reload_all(self) -> None:
+        """Do what `adopt` does. The caller holds the mutex."""
+        self.reload()
+        self._load_oids()
+
+    def failed(self, error: Exception) -> Exception:
+        """Return what an error of the library means; stop the engine if the library has stopped. Under the mutex."""
+        explained = explain(error, self.environment.path)
+        if isinstance(explained, DamagedError):
+            self.refuse(explained)
+        return explained
+
+    def refuse(self, error: Exception) -> None:
+        """Answer everything from now on with `error`."""
+        self._failure = error
+        self.objects = _Refusing(error)
+
+    def is_new(self, oid: bytes) -> bool:
+        """Tell without a look into the table whether no object of this oid was ever stored. Under the mutex."""
+        return oid > self._highest
+
+    def set_meta(self, key: bytes, value: bytes | None, transaction: Transaction) -> None:
+        """Write or delete (None) a row of the table meta. The caller holds the mutex."""
+        if value is not None:
+            self._meta.put(key, value, txn=transaction)
+        elif self._meta.exists(key):
+            self._meta.delete(key, txn=transaction)
+
+    def get_meta(self, key: bytes) -> bytes | None:
+        """Return a row of the table meta."""
+        with self.lock:
+            return self._meta.get(key)
+
+    def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` objects in key order from the oid `start`; the table is a btree."""
+        with self.lock:
+            cursor = self.objects.cursor()
+            try:
+                row = cursor.set_range(start)
+                found: list[tuple[bytes, bytes]] = []
+                while row is not None:
+                    found.append(row)
+                    if len(found) == limit:
+                        break
+                    row = cursor.next()
+                return found
+            except LIBRARY_ERRORS as error:
+                raise self.failed(error) from error
+            finally:
+                cursor.close()
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield all oids, in no order, for a table that has none. The caller holds the mutex until the end."""
+        cursor = self.objects.cursor()
+        try:
+            row = cursor.first()
+            while row is not None:
+                yield row[0]
+                row = cursor.next()
+        finally:
+            cursor.close()
+
+    def give_back_oids(self) -> None:
+        """Make the next opening hand out oids from where this one stopped."""
+        with self.lock:
+            if self._failure is None and self._reserved != self._next_oid:
+                self._reserve(self._next_oid)
+
+
+class Change:
+    """One transaction of the engine. It ends with the ``with`` block: committed, or undone by an exception.
+
+    The caller holds the mutex.
+    """
+
+    __slots__ = ("_engine", "_size", "born", "changes", "deleted", "now", "origin", "stored", "touched", "transaction")
+
+    transaction: Transaction
+
+    def __init__(self, engine: Engine, size: int) -> None:
+        """Prepare a transaction of about `size` bytes."""
+        self._engine = engine
+        self._size = size
+        self.changes: dict[bytes, int] = {}
+        self.born: set[bytes] = set()
+        self.stored: list[bytes] = []
+        self.deleted: list[bytes] = []
+        self.touched = False
+        self.origin: Listener | None = None
+
+    def __enter__(self) -> Change:
+        """Begin it."""
+        self.transaction = self._engine.begin(self._size)
+        self.now = self._engine.tick()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commit it if it changed objects or queues, or else just end it; undo it on an exception."""
+        engine = self._engine
+        if error is None:
+            try:
+                if self.stored or self.deleted or self.touched:
+                    engine.commit_change(self)
+                else:
+                    self.transaction.commit(NO_SYNC)
+                return
+            except BaseException as failure:
+                error = failure
+        try:
+            self.transaction.abort()
+        except LIBRARY_ERRORS as failure:
+            raise engine.failed(failure) from failure
+        finally:
+            self._recover_totals()
+        if isinstance(error, LIBRARY_ERRORS):
+            raise engine.failed(error) from error
+        if kind is None:
+            raise error
+
+    def _recover_totals(self) -> None:
+        try:
+            self._engine.reload()
+        except LIBRARY_ERRORS as failure:
+            raise self._engine.failed(failure) from failure
+
+    def store(self, oid: bytes, record: bytes, refs: tuple[bytes, ...]) -> None:
+        """Write a record, and sum up how it changes the counts of others."""
+        engine, changes = self._engine, self.changes
+        old = None if engine.is_new(oid) else engine.objects.get(oid)
+        self.stored.append(oid)
+        if old is None:
+            self.born.add(oid)
+            changes.setdefault(oid, 0)
+            for ref in refs:
+                changes[ref] = changes.get(ref, 0) + 1
+        elif old == record:
+            return
+        else:
+            before = references(oid, old)
+            if before != refs:
+                for ref in refs:
+                    changes[ref] = changes.get(ref, 0) + 1
+                for ref in before:
+                    changes[ref] = changes.get(ref, 0) - 1
+        engine.objects.put(oid, record, txn=self.transaction)
+
+    def settle(self) -> list[bytes]:
+        """Apply the changes of the counts; return the objects that are referred to and do not exist."""
+        return self._engine.counts.settle(self.changes, self.born, self.now, self.transaction)
+
+    def delete(self, oid: bytes) -> bytes:
+        """Delete an object without referrers and its count; return its record."""
+        engine = self._engine
+        record = engine.objects[oid]
+        engine.objects.delete(oid, txn=self.transaction)
+        engine.counts.forget(oid, self.transaction)
+        self.deleted.append(oid)
+        return record
+
+
+class LockedChange(Change):
+    """A `Change` that holds the mutex from its beginning to its end."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> LockedChange:
+        """Take the mutex and begin."""
+        self._engine.lock.acquire()
+        try:
+            super().__enter__()
+        except BaseException:
+            self._engine.lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it and release the mutex."""
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._engine.lock.release()
+
+
+def _disabler(engine: weakref.ref[Engine]) -> Callable[[], None]:
+    """Return what a forked child calls: it must not touch the files, of which its parent is the owner."""
+    parent = os.getpid()
+
+    def disable() -> None:
+        inherited = engine()
+        if inherited is not None and inherited._failure is None:
+            inherited.lock = threading.Lock()
+            inherited.environment.disown()
+            inherited.refuse(
+                StorageClosed(
+                    f"{inherited.environment.path} was opened by process {parent}, and this is its child: "
+                    "open storages after forking, one owner per directory, or use a server"
+                )
+            )
+
+    return disable

@@ -1,0 +1,401 @@
+"""The only importer of the Berkeley DB binding: open, recover, flush, checkpoint and close an environment.
+
+Owns the environment and the table handles. Every method may be called from any thread; what keeps concurrent
+writers of one table apart is the engine's mutex, because there is no lock subsystem (`DB_INIT_LOCK`) here.
+
+Invariants:
+
+1. Regions are private to the process (`DB_PRIVATE`): nothing is shared with, or left behind for, another process.
+   That is safe because the directory's lock admits one owner.
+2. Pages are 4 KiB, the unit that a disk writes atomically, and have checksums.
+3. A failing recovery changes no file: its cache is large enough to hold every page that the log can have touched, so
+   that nothing is written back before it is complete.
+
+Flags and their meaning: Berkeley DB 5.3's C API reference for DB_ENV->open, DB->open and DB_ENV->txn_checkpoint.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from berkeleydb import db
+
+from berkeleydb_storage import files
+from berkeleydb_storage.errors import BerkeleyDBStorageError, DamagedError, DiskFullError
+from berkeleydb_storage.files import PAGE_SIZE, TABLE_SUFFIX
+
+logger = logging.getLogger(__name__)
+
+OBJECTS, REFCOUNTS, GARBAGE, SUSPECTS, JOURNAL, META = TABLES = (
+    "objects",
+    "refcounts",
+    "garbage",
+    "suspects",
+    "journal",
+    "meta",
+)
+
+LIBRARY = ".".join(map(str, db.version()))
+LIBRARY_ERRORS: tuple[type[Exception], ...] = (db.DBError, MemoryError)
+"""What the binding raises; `explain` tells what it means. Out of cache is the builtin MemoryError."""
+
+NO_SYNC: int = db.DB_TXN_NOSYNC
+WRITE_NO_SYNC: int = db.DB_TXN_WRITE_NOSYNC
+
+LOG_FILE_SIZE = 16 << 20
+"""Bytes of a log file: the unit in which logs are removed."""
+LOG_BUFFER = 1 << 20
+RECOVERY_CACHE_LIMIT = 4 << 30
+MUTEXES = 20_000
+"""More than the library's default, which runs out; besides one for every page of the cache."""
+SMOOTH_PAGES, SMOOTH_PAUSE = 64, 1000
+"""A checkpoint rests this many microseconds after this many pages, so that commits get the disk in between."""
+REPORT_EVERY = 5.0
+"""Seconds between two log lines while a recovery runs."""
+
+_TRANSACTIONAL = db.DB_CREATE | db.DB_INIT_MPOOL | db.DB_INIT_LOG | db.DB_INIT_TXN | db.DB_PRIVATE | db.DB_THREAD
+_READING = db.DB_CREATE | db.DB_INIT_MPOOL | db.DB_PRIVATE | db.DB_THREAD
+
+
+class Transaction(Protocol):
+    """A transaction of the library."""
+
+    def commit(self, flags: int = 0) -> None:
+        """Make it permanent."""
+
+    def abort(self) -> None:
+        """Undo it."""
+
+
+class Cursor(Protocol):
+    """A position in a table. Each method returns (key, value), or None where there is nothing."""
+
+    def first(self) -> tuple[bytes, bytes] | None:
+        """Go to the first row."""
+
+    def last(self) -> tuple[bytes, bytes] | None:
+        """Go to the last row."""
+
+    def next(self) -> tuple[bytes, bytes] | None:
+        """Go on to the next row."""
+
+    def set_range(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """Go to the first row whose key is not less than `key`."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Table(Protocol):
+    """A table of the library, used bare because each layer around it would cost a load a tenth of its time."""
+
+    def __getitem__(self, key: bytes) -> bytes:
+        """Return the value; KeyError where there is none."""
+
+    def get(self, key: bytes, default: None = None, *, txn: Transaction | None = None) -> bytes | None:
+        """Return the value or None."""
+
+    def put(self, key: bytes, value: bytes, *, txn: Transaction | None = None, flags: int = 0) -> None:
+        """Store a row."""
+
+    def delete(self, key: bytes, *, txn: Transaction | None = None) -> None:
+        """Delete a row, which must exist."""
+
+    def exists(self, key: bytes) -> bool:
+        """Tell whether there is a row."""
+
+    def cursor(self, *, txn: Transaction | None = None) -> Cursor:
+        """Return a new cursor."""
+
+    def truncate(self, *, txn: Transaction | None = None) -> int:
+        """Delete all rows."""
+
+    def stat(self, flags: int = 0) -> dict[str, int]:
+        """Return the library's numbers about the table."""
+
+    def close(self) -> None:
+        """Free the handle."""
+
+
+def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
+    """Return what an error of the library means for the storage at `path`, and what to do."""
+    text = str(error.args[-1]) if error.args else str(error)
+    if isinstance(error, MemoryError) and not error.args:
+        return BerkeleyDBStorageError(f"out of memory, using {path}")
+    if isinstance(error, (db.DBNoSpaceError, MemoryError)):
+        return DiskFullError(f"no room on the disk of {path}: free some, then go on ({text})")
+    if isinstance(error, db.DBRunRecoveryError):
+        named = next((name + TABLE_SUFFIX for name in TABLES if f"{name}{TABLE_SUFFIX}:" in text), None)
+        where = path / named if named else path
+        return DamagedError(
+            f"{where} is damaged, and Berkeley DB has stopped: close the storage and open it again; if this comes "
+            f"back, restore from a backup ({text})"
+        )
+    if isinstance(error, (db.DBAccessError, db.DBPermissionsError)):
+        return BerkeleyDBStorageError(f"a file in {path} may not be accessed: mend its permissions ({text})")
+    return BerkeleyDBStorageError(f"Berkeley DB failed on {path}: {text}")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise what an error of the library means for the storage at `path` in its place."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        raise explain(error, path) from error
+
+
+def _configured(cachesize: int) -> Any:
+    environment = db.DBEnv()
+    environment.set_cachesize(cachesize >> 30, cachesize & ((1 << 30) - 1), 1)
+    environment.set_get_returns_none(2)
+    environment.mutex_set_increment(MUTEXES + cachesize // PAGE_SIZE)
+    environment.set_mp_max_write(SMOOTH_PAGES, SMOOTH_PAUSE)
+    return environment
+
+
+def _transactional(path: Path, cachesize: int, flags: int = 0) -> Any:
+    environment = _configured(cachesize)
+    environment.set_lg_max(LOG_FILE_SIZE)
+    environment.set_lg_bsize(LOG_BUFFER)
+    environment.open(str(path), _TRANSACTIONAL | flags, 0o644)
+    return environment
+
+
+def end_of_log(path: Path) -> int:
+    """Return the offset at which the last whole record of a log file ends, as the library finds it.
+
+    It is asked about a copy, in the temporary directory: opening a log may write to it.
+    """
+    with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-") as scratch:
+        shutil.copyfile(path, Path(scratch) / path.name)
+        environment = db.DBEnv()
+        environment.open(scratch, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
+        try:
+            return int(environment.log_stat()["cur_offset"])
+        finally:
+            environment.close()
+
+
+def recover(path: Path, cachesize: int) -> None:
+    """Bring the tables at `path` to the state of the last transaction that is whole in the log.
+
+    Logs how long it took; while it runs, a line every `REPORT_EVERY` seconds; and a warning where the log was cut
+    off at a damaged record, because acknowledged commits may have been behind it.
+
+    Raises:
+        DamagedError: the files cannot be recovered; they are as they were, and the one at fault is named.
+        DiskFullError: there is no room to recover; it can be tried again.
+    """
+    started = time.monotonic()
+    log_bytes = sum(_used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
+    logger.warning("%s was not closed: recovering from %.1f MB of log", path, log_bytes / 1e6)
+    _report_tail(path)
+    cache = min(max(cachesize, 4 * log_bytes), RECOVERY_CACHE_LIMIT)
+    with _reporting(path, started, log_bytes):
+        try:
+            _transactional(path, cache, db.DB_RECOVER).close()
+        except db.DBNoSpaceError as error:
+            raise explain(error, path) from error
+        except LIBRARY_ERRORS as error:
+            raise DamagedError(_diagnosis(path, error)) from error
+    logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
+
+
+def _used_bytes(path: Path) -> int:
+    status = path.stat()
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def _report_tail(path: Path) -> None:
+    numbers = files.log_numbers(path)
+    if not numbers:
+        return
+    last = path / files.log_name(numbers[-1])
+    try:
+        end = end_of_log(last)
+    except LIBRARY_ERRORS:
+        logger.exception("the end of %s could not be found", last)
+        return
+    tail = files.log_tail(last, end)
+    if tail.size and tail.unfinished:
+        logger.warning(
+            "%s ends in %d bytes of a record that was being written when the owner stopped; it is dropped. "
+            "With durable=True no acknowledged commit can be in it, unless the disk did not keep what it had synced",
+            last,
+            tail.size,
+        )
+    elif tail.size:
+        logger.error(
+            "%s is damaged at offset %d: the %d bytes from there on are dropped, and ACKNOWLEDGED COMMITS MAY BE LOST "
+            "with them. If the storage has a backup or an archive of its logs, restore from there",
+            last,
+            end,
+            tail.size,
+        )
+
+
+@contextmanager
+def _reporting(path: Path, started: float, log_bytes: int) -> Iterator[None]:
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(REPORT_EVERY):
+            elapsed = time.monotonic() - started
+            logger.warning("%s: recovering for %.0f s now, from %.1f MB of log", path, elapsed, log_bytes / 1e6)
+
+    reporter = threading.Thread(target=report, name="recovery progress", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reporter.join()
+
+
+def _diagnosis(path: Path, error: Exception) -> str:
+    for name in TABLES:
+        where = path / (name + TABLE_SUFFIX)
+        for page in files.bad_pages(where):
+            return f"page {page} of {where} is damaged, so that it cannot be recovered: restore from a backup ({error})"
+    return (
+        f"the log files in {path} cannot be read through: one of {files.log_name(files.log_numbers(path)[0])} and "
+        f"later is damaged or from another storage: put it back, or restore from a backup ({error})"
+    )
+
+
+class Environment:
+    """An open environment with its tables. Make one with `create`, `open` or `read`."""
+
+    def __init__(self, path: Path, environment: Any, tables: dict[str, Table], *, writable: bool) -> None:
+        """Take over open handles; use the class methods instead."""
+        self.path = path
+        self.writable = writable
+        self.tables = tables
+        self._environment = environment
+        self.begin: Callable[[], Transaction] = environment.txn_begin
+        self.flush: Callable[[], None] = environment.log_flush
+
+    @classmethod
+    def create(
+        cls, path: Path, cachesize: int, type: str, fill: Callable[[dict[str, Table], Transaction], None]
+    ) -> Environment:
+        """Create the tables in an empty directory, let `fill` write their first rows, all in one transaction."""
+        with explained(path):
+            environment = _transactional(path, cachesize)
+            transaction = environment.txn_begin()
+            tables: dict[str, Table] = {}
+            for name in TABLES:
+                method = db.DB_HASH if name == OBJECTS and type == "hash" else db.DB_BTREE
+                handle = db.DB(environment)
+                handle.set_pagesize(PAGE_SIZE)
+                handle.set_flags(db.DB_CHKSUM)
+                handle.open(name + TABLE_SUFFIX, dbtype=method, flags=db.DB_CREATE | db.DB_THREAD, txn=transaction)
+                tables[name] = handle
+            fill(tables, transaction)
+            transaction.commit(db.DB_TXN_SYNC)
+            created = cls(path, environment, tables, writable=True)
+            created.checkpoint()
+            return created
+
+    @classmethod
+    def open(cls, path: Path, cachesize: int) -> Environment:
+        """Open an environment that was closed or recovered, for reading and writing."""
+        with explained(path):
+            environment = _transactional(path, cachesize)
+            return cls._with_tables(path, environment, db.DB_AUTO_COMMIT, writable=True)
+
+    @classmethod
+    def read(cls, path: Path, cachesize: int) -> Environment:
+        """Open an environment that was closed, without logs and transactions: nothing is written anywhere."""
+        with explained(path):
+            environment = _configured(cachesize)
+            environment.open(str(path), _READING)
+            return cls._with_tables(path, environment, db.DB_RDONLY, writable=False)
+
+    @classmethod
+    def _with_tables(cls, path: Path, environment: Any, flags: int, *, writable: bool) -> Environment:
+        tables: dict[str, Table] = {}
+        try:
+            for name in TABLES:
+                handle = db.DB(environment)
+                handle.open(name + TABLE_SUFFIX, dbtype=db.DB_UNKNOWN, flags=flags | db.DB_THREAD)
+                tables[name] = handle
+        except BaseException:
+            _close_quietly([*tables.values(), environment])
+            raise
+        return cls(path, environment, tables, writable=writable)
+
+    def checkpoint(self) -> None:
+        """Write every page that was changed, so that recovery needs no log from before this. Takes as long as it takes.
+
+        Raises:
+            DiskFullError: there is no room; nothing is lost, it can be tried again.
+        """
+        with explained(self.path):
+            self._environment.txn_checkpoint(0, 0, db.DB_FORCE)
+
+    def removable_logs(self) -> list[int]:
+        """Return the numbers of the log files that recovery no longer needs."""
+        with explained(self.path):
+            found = (files.log_number(Path(name).name) for name in self._environment.log_archive(0))
+        return sorted(number for number in found if number is not None)
+
+    def log_position(self) -> int:
+        """Return how many bytes of log were ever written, as the current log file and the offset in it tell."""
+        status = self._environment.log_stat()
+        return int(status["cur_file"]) * LOG_FILE_SIZE + int(status["cur_offset"])
+
+    def log_statistics(self) -> dict[str, int]:
+        """Return the library's numbers about the log; empty when opened for reading only."""
+        return cast("dict[str, int]", self._environment.log_stat()) if self.writable else {}
+
+    def cache_statistics(self) -> dict[str, int]:
+        """Return the library's numbers about the cache."""
+        general, _files = self._environment.memp_stat()
+        return cast("dict[str, int]", general)
+
+    def close(self) -> None:
+        """Close the tables and the environment; write nothing that a recovery would not. Once only."""
+        with explained(self.path):
+            for table in self.tables.values():
+                table.close()
+            self._environment.close()
+
+    def disown(self) -> None:
+        """Keep a forked child from ever closing the handles, which could write its copy of the cache to the files."""
+        for handle in (*self.tables.values(), self._environment):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+
+    def abandon(self) -> None:
+        """Free what can be freed after a failure, whatever state it is in."""
+        _close_quietly([*self.tables.values(), self._environment])
+
+
+def _close_quietly(handles: list[Any]) -> None:
+    for handle in handles:
+        try:
+            handle.close()
+        except LIBRARY_ERRORS:
+            logger.debug("a handle could not be closed", exc_info=True)
+
+
+def scratch_table(cachesize: int) -> Table:
+    """Return a table that no file name leads to: in memory, and in a temporary file beyond `cachesize` bytes.
+
+    It lives until it is closed, or the process ends.
+    """
+    handle = db.DB()
+    handle.set_cachesize(cachesize >> 30, cachesize & ((1 << 30) - 1), 1)
+    handle.set_get_returns_none(2)
+    handle.open(None, dbtype=db.DB_BTREE, flags=db.DB_CREATE)
+    return cast("Table", handle)

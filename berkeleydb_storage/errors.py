@@ -1,0 +1,142 @@
+"""The exceptions of this package. Pure: no I/O, no Berkeley DB.
+
+Every error names the thing it is about and what to do next. Two families matter to Durus:
+
+1. A missing object is Durus' own ``DurusKeyError`` (`missing`), because ``Connection`` and ``StorageServer``
+   look for that class.
+2. A commit that was refused *whole*, so that nothing of it is stored, is a `CommitRefused`, which is a
+   ``WriteConflictError``: ``Connection`` then takes its new objects back, and a Durus server that meets one
+   answers its client and goes on serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from durus.error import DurusError, DurusKeyError, WriteConflictError
+
+__all__ = [
+    "BerkeleyDBStorageError",
+    "CommitInDoubt",
+    "CommitRefused",
+    "DamagedError",
+    "DanglingReferenceError",
+    "DiskFullError",
+    "LibraryMismatch",
+    "MigrationError",
+    "NewerFormat",
+    "NotAStorage",
+    "OptionError",
+    "ReadOnlyError",
+    "RecoveryNeeded",
+    "StorageClosed",
+    "StorageInUse",
+    "StorageNotEmpty",
+    "StorageNotFound",
+    "describe_oids",
+    "missing",
+]
+
+
+class BerkeleyDBStorageError(DurusError):
+    """Base of every error of this package."""
+
+
+class OptionError(BerkeleyDBStorageError, ValueError):
+    """Raised when an option has a value that makes no sense, or contradicts how the storage was created."""
+
+
+class StorageNotFound(BerkeleyDBStorageError, FileNotFoundError):
+    """Raised when the path does not exist, or when a directory to be opened read-only holds no storage yet."""
+
+
+class NotAStorage(BerkeleyDBStorageError):
+    """Raised when the path is not a directory, or is a directory with files that are not a storage of ours."""
+
+
+class NewerFormat(BerkeleyDBStorageError):
+    """Raised when the directory was written by a newer version of this package; its files are left untouched."""
+
+
+class LibraryMismatch(BerkeleyDBStorageError):
+    """Raised when another version of the Berkeley DB library wrote the directory; its files are left untouched."""
+
+
+class StorageInUse(BerkeleyDBStorageError):
+    """Raised when another opener holds the directory.
+
+    Attributes:
+        pid: the holder's process id, or None where it could not be read.
+    """
+
+    def __init__(self, message: str, pid: int | None) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class RecoveryNeeded(BerkeleyDBStorageError):
+    """Raised when the last owner did not close the storage and ``do_recover=False`` forbids to recover it."""
+
+
+class DamagedError(BerkeleyDBStorageError):
+    """Raised when a file of the storage is missing or its contents are wrong; the message names the file."""
+
+
+class StorageClosed(BerkeleyDBStorageError, ValueError):
+    """Raised when a storage is used after it was closed, or in a process forked from the one that opened it."""
+
+
+class StorageNotEmpty(BerkeleyDBStorageError):
+    """Raised when a migration is asked to write to something that already holds objects."""
+
+
+class MigrationError(BerkeleyDBStorageError):
+    """Raised when a migration's source is inconsistent; the destination is empty again, as it was before."""
+
+
+class CommitInDoubt(BerkeleyDBStorageError):
+    """Raised when a commit was applied but its log could not be brought to disk.
+
+    Other connections see it, and it becomes durable with the next successful flush; a crash before that loses it.
+    """
+
+
+class CommitRefused(BerkeleyDBStorageError, WriteConflictError):
+    """Base of the reasons for which a commit is refused whole: nothing of it was stored.
+
+    Attributes:
+        oids: the objects that are the reason, as 8-byte strings; empty where it is none in particular.
+    """
+
+    def __init__(self, message: str, oids: Sequence[bytes] = ()) -> None:
+        Exception.__init__(self, message)
+        self.oids = list(oids)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ReadOnlyError(CommitRefused):
+    """Raised when something would write to a storage that was opened read-only."""
+
+
+class DiskFullError(CommitRefused):
+    """Raised when there is not enough room on the disk to commit safely; try again when there is."""
+
+
+class DanglingReferenceError(CommitRefused):
+    """Raised when a commit refers to objects that do not exist, for instance because they were collected."""
+
+
+def describe_oids(oids: Sequence[bytes], limit: int = 10) -> str:
+    """Return the first `limit` oids as decimal numbers, and how many more there are."""
+    shown = ", ".join(str(int.from_bytes(oid, "big")) for oid in oids[:limit])
+    return shown if len(oids) <= limit else f"{shown} and {len(oids) - limit} more"
+
+
+def missing(oid: bytes) -> DurusKeyError:
+    """Return the ``DurusKeyError`` for an oid, complete: Durus' class needs ``oids`` to print itself."""
+    error = DurusKeyError(oid)
+    error.oids = [oid]
+    return error

@@ -1,0 +1,154 @@
+"""Bytes <-> values of everything that is stored. Pure functions without I/O; docs/FORMAT.md describes the layouts.
+
+Invariants:
+
+1. Keys are big-endian, so that their byte order is their numeric order.
+2. An oid is 8 bytes; a record is exactly what ``durus.serialize.pack_record`` made, oid included.
+3. Whatever comes from outside is validated here, by `references`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NamedTuple
+
+FORMAT_VERSION = 1
+ROOT_OID = b"\0" * 8
+OID_LENGTH = 8
+RECORD_HEADER = 12
+"""Bytes of a record before its data: the oid and the length of the data."""
+MAX_LISTED = 4096
+"""A transaction that changed more objects than this says so in the journal instead of listing them."""
+
+_UINT64 = Struct(">Q")
+_UINT32_AT = Struct(">L").unpack_from
+_JOURNAL = Struct(">QQQQB")
+_GARBAGE_KEY = Struct(">Q8s")
+_EVERYTHING = 1
+_CONDEMNED = Struct(">QQ")
+
+pack_uint64 = _UINT64.pack
+
+
+def unpack_uint64(data: bytes) -> int:
+    """Return the number in 8 big-endian bytes."""
+    number: int = _UINT64.unpack(data)[0]
+    return number
+
+
+def references(oid: bytes, record: bytes) -> tuple[bytes, ...]:
+    """Return the oids a record refers to, each once, without itself.
+
+    Args:
+        oid: the key that the record is or will be stored under.
+        record: the packed record.
+
+    Raises:
+        ValueError: the record is not one of `oid`, or is malformed.
+    """
+    size = len(record)
+    if size < RECORD_HEADER or record[:8] != oid:
+        raise ValueError(_complaint(oid, record))
+    start = RECORD_HEADER + _UINT32_AT(record, 8)[0]
+    if start == size:
+        return ()
+    if start + 8 == size:
+        reference = record[start:]
+        return () if reference == oid else (reference,)
+    if start > size or (size - start) % 8:
+        raise ValueError(_complaint(oid, record))
+    found = dict.fromkeys([record[i : i + 8] for i in range(start, size, 8)])
+    found.pop(oid, None)
+    return tuple(found)
+
+
+def _complaint(oid: bytes, record: bytes) -> str:
+    if len(oid) != OID_LENGTH:
+        return f"an oid has 8 bytes, not {len(oid)}: {oid[:16]!r}"
+    number = unpack_uint64(oid)
+    if len(record) < RECORD_HEADER:
+        return f"the record of object {number} has {len(record)} bytes; the shortest possible has {RECORD_HEADER}"
+    if record[:8] != oid:
+        return f"the record stored as object {number} is one of object {unpack_uint64(record[:8])}"
+    return f"the record of object {number} is malformed: its {len(record)} bytes do not end in whole references"
+
+
+class State(NamedTuple):
+    """What every transaction writes into its journal row: the totals after it. All are numbers of rows."""
+
+    time: int
+    """Microseconds since the epoch."""
+    objects: int
+    garbage: int
+    suspects: int
+
+
+class JournalRow(NamedTuple):
+    """A transaction as the journal has it."""
+
+    state: State
+    oids: tuple[bytes, ...] | None
+    """What it changed or deleted; None: too many to list, so anything may have changed."""
+
+
+def pack_journal(state: State, oids: list[bytes] | None) -> bytes:
+    """Return the journal row of a transaction; `oids` None or longer than `MAX_LISTED` stands for everything."""
+    if oids is None or len(oids) > MAX_LISTED:
+        return _JOURNAL.pack(*state, _EVERYTHING)
+    return _JOURNAL.pack(*state, 0) + b"".join(oids)
+
+
+def unpack_journal(row: bytes) -> JournalRow:
+    """Return the values of a journal row.
+
+    Raises:
+        ValueError: the row has an impossible length.
+    """
+    listed = len(row) - _JOURNAL.size
+    if listed < 0 or listed % 8:
+        raise ValueError(f"a journal row of {len(row)} bytes")
+    *state, flags = _JOURNAL.unpack_from(row)
+    if flags & _EVERYTHING:
+        return JournalRow(State(*state), None)
+    return JournalRow(State(*state), tuple(row[i : i + 8] for i in range(_JOURNAL.size, len(row), 8)))
+
+
+def pack_count(count: int) -> bytes:
+    """Return the reference count row of an object that has `count` referrers, which is neither 0 nor 1."""
+    return pack_uint64(count)
+
+
+def pack_condemned(time: int) -> bytes:
+    """Return the reference count row of an object that has had no referrer since `time` (microseconds)."""
+    return _CONDEMNED.pack(0, time)
+
+
+def unpack_count(row: bytes) -> tuple[int, int]:
+    """Return (count, time) of a reference count row; time is 0 unless the count is 0.
+
+    Raises:
+        ValueError: the row has an impossible length.
+    """
+    if len(row) == _UINT64.size:
+        return unpack_uint64(row), 0
+    if len(row) == _CONDEMNED.size:
+        count, time = _CONDEMNED.unpack(row)
+        return count, time
+    raise ValueError(f"a reference count row of {len(row)} bytes")
+
+
+def pack_garbage_key(time: int, oid: bytes) -> bytes:
+    """Return the queue's key of an object without referrers since `time` (microseconds): oldest first."""
+    return _GARBAGE_KEY.pack(time, oid)
+
+
+def unpack_garbage_key(key: bytes) -> tuple[int, bytes]:
+    """Return (time, oid) of a key of the garbage queue.
+
+    Raises:
+        ValueError: the key has an impossible length.
+    """
+    if len(key) != _GARBAGE_KEY.size:
+        raise ValueError(f"a garbage key of {len(key)} bytes")
+    time, oid = _GARBAGE_KEY.unpack(key)
+    return time, oid

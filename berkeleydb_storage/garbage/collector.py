@@ -1,0 +1,165 @@
+"""Deletes objects whose reference count is 0, and those that their deletion leaves without referrers.
+
+Every step is one small transaction of the engine, which needs no flush: a crash that loses it loses no correctness,
+the objects are still in the queue. Any thread may call it; the engine's mutex is held for one step.
+
+Invariants:
+
+1. An object is deleted only while its count is 0, in the transaction that saw it.
+2. After every step each object with count 0 that still exists is in the queue.
+3. The children of a deleted object inherit the time since which it had no referrer: so has the whole structure.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from berkeleydb_storage import failpoints
+from berkeleydb_storage.engine import Change, Engine
+from berkeleydb_storage.errors import DiskFullError
+from berkeleydb_storage.format import pack_garbage_key, references, unpack_uint64
+from berkeleydb_storage.garbage.policy import GarbageNumbers, garbage_collection_interface
+
+logger = logging.getLogger(__name__)
+
+STEP = 50
+"""Objects a step: about half a millisecond with the mutex."""
+PAUSE = 0.001
+"""Seconds between two steps of the background thread: the foreground gets the mutex and the interpreter."""
+FOREVER = (1 << 64) - 1
+
+
+class Collected(NamedTuple):
+    """What was collected since the storage was opened."""
+
+    objects: int
+    bytes: int
+    read: int
+    """Records read to do it."""
+
+
+class Collector:
+    """The acyclic collector of one storage."""
+
+    def __init__(self, engine: Engine, policy: garbage_collection_interface) -> None:
+        """Collect nothing yet."""
+        self.policy = policy
+        self._engine = engine
+        self.collected = Collected(0, 0, 0)  # guarded by the engine's mutex
+
+    def numbers(self, committed: int = 0) -> GarbageNumbers:
+        """Return what the policy is told."""
+        engine = self._engine
+        return GarbageNumbers(engine.counts.garbage, committed, time.monotonic() - engine.last_commit)
+
+    def turn(self, committed: int = 0, pause: float = 0.0) -> int:
+        """Ask the policy, delete as much as it says of what is older than its grace period; return how many."""
+        if not self._engine.counts.garbage:
+            return 0
+        wanted = self.policy.amount(self.numbers(committed))
+        until = self._engine.time() - int(self.policy.grace * 1e6)
+        done = 0
+        while done < wanted and not self._engine.closing:
+            deleted = self.step(min(STEP, wanted - done), until)
+            if not deleted:
+                break
+            done += deleted
+            if pause:
+                time.sleep(pause)
+        return done
+
+    def pack(self) -> Iterator[str | None]:
+        """Delete all that has no referrer now, whatever its age, a step at a time. Yields what to tell, or None."""
+        engine = self._engine
+        until, started = engine.time(), time.monotonic()
+        total = 0
+        yield f"collecting {engine.counts.garbage} objects and what hangs on them"
+        while deleted := self.step(STEP, until):
+            total += deleted
+            yield None
+        yield f"collected {total} objects in {time.monotonic() - started:.2f} s"
+
+    def step(self, limit: int, until: int) -> int:
+        """Delete up to `limit` objects that have had no referrer since `until` (microseconds) or before.
+
+        Returns:
+            How many entries of the queue and objects were done with; 0 when there is nothing to do.
+
+        Raises:
+            DiskFullError: there is no room; nothing is lost, it goes on when there is.
+        """
+        with self._engine.change() as change:
+            failpoints.reached("collect.begun")
+            done, size = self._collect(limit, until, change)
+            failpoints.reached("collect.written")
+        if done:
+            failpoints.reached("collect.committed")
+            deleted = len(change.deleted)
+            before = self.collected
+            self.collected = Collected(before.objects + deleted, before.bytes + size, before.read + deleted)
+        return done
+
+    def _collect(self, limit: int, until: int, change: Change) -> tuple[int, int]:
+        """Delete within a transaction; return how many entries and objects were done with, and their bytes."""
+        counts, transaction = self._engine.counts, change.transaction
+        orphans: list[tuple[int, bytes]] = []
+        done = size = 0
+        while done < limit:
+            if orphans:
+                since, oid = orphans.pop()
+            else:
+                entry = counts.next_condemned()
+                if entry is None or entry[0] > until:
+                    break
+                since, oid = entry
+                counts.unqueue(oid, since, transaction)
+                change.touched = True
+                if not counts.is_condemned(oid, since):
+                    logger.error("object %d was in the garbage queue by mistake: taken out", unpack_uint64(oid))
+                    done += 1
+                    continue
+            done += 1
+            try:
+                record = change.delete(oid)
+            except KeyError:
+                logger.error("object %d is garbage and does not exist: its rows are removed", unpack_uint64(oid))
+                counts.forget(oid, transaction)
+                change.touched = True
+                continue
+            size += len(record)
+            for child in references(oid, record):
+                if counts.drop_reference(child, change.now, transaction):
+                    orphans.append((since, child))
+        for since, oid in orphans:
+            counts.condemn(oid, since, transaction)
+        return done, size
+
+    def validate(self) -> int:
+        """Re-check every entry of the queue, take out those that are wrong, and return how many that were."""
+        engine = self._engine
+        position, wrong = b"", 0
+        while True:
+            with engine.lock:
+                batch = list(islice(engine.counts.condemned(position), 1000))
+                bad = [(since, oid) for since, oid in batch if not engine.counts.is_condemned(oid, since)]
+            if bad:
+                with engine.change() as change:
+                    for since, oid in bad:
+                        engine.counts.unqueue(oid, since, change.transaction)
+                    change.touched = True
+                wrong += len(bad)
+            if len(batch) < 1000:
+                return wrong
+            since, oid = batch[-1]
+            position = pack_garbage_key(since, oid) + b"\0"
+
+    def background_turn(self) -> None:
+        """Do what the policy says, gently; a full disk is waited out."""
+        try:
+            self.turn(pause=PAUSE)
+        except DiskFullError as error:
+            logger.debug("garbage waits: %s", error)

@@ -1,0 +1,58 @@
+"""A background thread that does one kind of work again and again, and stops when told to.
+
+Owns the thread. Errors of the work are logged, and it goes on at the next turn: what failed for want of disk space
+works again when there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Calls `turn` every `interval` seconds in a thread of its own, from `start` to `stop`."""
+
+    def __init__(self, name: str, interval: float, turn: Callable[[], None]) -> None:
+        """Prepare the thread; nothing runs yet."""
+        self._interval = interval
+        self._turn = turn
+        self._stopping = threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name=f"berkeleydb_storage {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the turn under way end, and wait for it. Works from the thread itself, and twice."""
+        self._stopping.set()
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the thread was told to stop; a long turn looks at it."""
+        return self._stopping.is_set()
+
+    def pause(self, seconds: float) -> bool:
+        """Rest within a turn; True when it is to end."""
+        return self._stopping.wait(seconds)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval):
+            try:
+                self._turn()
+            except Exception as error:
+                if not self._failing:
+                    logger.error("%s: %s; it is tried again", self._thread.name, error)
+                logger.debug("%s failed", self._thread.name, exc_info=True)
+                self._failing = True
+            else:
+                if self._failing:
+                    logger.warning("%s works again", self._thread.name)
+                self._failing = False

@@ -1,0 +1,153 @@
+"""Fills an empty storage from the records of another one, and empties it again if that does not succeed.
+
+The records go in by transactions of a few thousand; a row in the table meta says that they are not complete. Killed at
+any point: the next open finds that row and empties the tables. After the transaction that removes it, everything is
+there, counted and verified.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from berkeleydb_storage import failpoints
+from berkeleydb_storage.engine import META_MIGRATING, META_NEXT_OID, Change, Engine
+from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS
+from berkeleydb_storage.errors import MigrationError, StorageNotEmpty, describe_oids
+from berkeleydb_storage.format import State, pack_condemned, pack_garbage_key, pack_uint64
+from berkeleydb_storage.tally import Tally, record_digest
+
+logger = logging.getLogger(__name__)
+
+BATCH = 2000
+"""Records a transaction."""
+
+Progress = Callable[[str, int], None]
+Records = Iterable[tuple[bytes, bytes]]
+
+
+def migrate(engine: Engine, records: Records, progress: Progress) -> int:
+    """Store all records, count their references, compare what was stored with what came; see `BerkeleyDBStorage`."""
+    with engine.exclusively("a migration"):
+        _begin(engine)
+        try:
+            tally = _load(engine, records, progress)
+            failpoints.reached("migrate.counted")
+            _verify(engine, tally, progress)
+            _finish(engine, tally)
+        except BaseException:
+            _undo(engine)
+            raise
+        failpoints.reached("migrate.done")
+        return len(tally.stored)
+
+
+def _begin(engine: Engine) -> None:
+    if engine.size:
+        raise StorageNotEmpty(
+            f"{engine.environment.path} has {engine.size} objects: migrate into a storage that has none"
+        )
+    with engine.change() as change:
+        engine.set_meta(META_MIGRATING, b"1", change.transaction)
+    engine.make_durable()
+    failpoints.reached("migrate.begun")
+
+
+def _load(engine: Engine, records: Records, progress: Progress) -> Tally:
+    tally = Tally(engine.environment.tables[REFCOUNTS])
+    source = iter(records)
+    while batch := list(islice(source, BATCH)):
+        with engine.change(sum(len(record) for _, record in batch)) as change:
+            for oid, record in batch:
+                try:
+                    tally.add(oid, record)
+                except ValueError as error:
+                    raise MigrationError(f"the source cannot be migrated: {error}") from error
+                engine.objects.put(oid, record, txn=change.transaction)
+            tally.flush(change.transaction)
+        failpoints.reached("migrate.batch")
+        progress("loading", len(tally.stored))
+    dangling = tally.dangling() if tally.stored else []
+    if dangling:
+        raise MigrationError(
+            f"the source refers to {len(dangling)} objects that it does not have ({describe_oids(dangling)}): "
+            "pack or repair it first"
+        )
+    return tally
+
+
+def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
+    digest = seen = 0
+    for key, record in _stored(engine):
+        seen += 1
+        digest += record_digest(record)
+        if record[:8] != key:
+            break
+        if seen % BATCH == 0:
+            progress("verifying", seen)
+    if (seen, digest) != (len(tally.stored), tally.digest):
+        raise MigrationError(
+            f"what was stored in {engine.environment.path} is not what came: is the disk sound? It is empty again"
+        )
+    progress("verifying", seen)
+
+
+def _stored(engine: Engine) -> Iterator[tuple[bytes, bytes]]:
+    """Yield every row of the table of objects, in its order; nobody writes meanwhile."""
+    cursor = engine.objects.cursor()
+    try:
+        row = cursor.first()
+        while row is not None:
+            yield row
+            row = cursor.next()
+    finally:
+        cursor.close()
+
+
+def _finish(engine: Engine, tally: Tally) -> None:
+    if not tally.stored:
+        _undo(engine)
+        return
+    garbage = tally.garbage()
+    with engine.change(32 * len(garbage)) as change:
+        for number in garbage:
+            oid = pack_uint64(number)
+            engine.environment.tables[REFCOUNTS].put(oid, pack_condemned(change.now), txn=change.transaction)
+            key = pack_garbage_key(change.now, oid)
+            engine.environment.tables[GARBAGE].put(key, b"", txn=change.transaction)
+        _set_state(engine, change, State(change.now, len(tally.stored), len(garbage), 0), tally.stored.max() + 1)
+    engine.adopt()
+    engine.make_durable()
+
+
+def _set_state(engine: Engine, change: Change, state: State, next_oid: int) -> None:
+    """Write the totals, and that no migration is under way."""
+    engine.set_meta(META_MIGRATING, None, change.transaction)
+    engine.set_meta(META_NEXT_OID, pack_uint64(next_oid), change.transaction)
+    engine.journal.append(state, None, change.transaction)
+
+
+def _undo(engine: Engine) -> None:
+    failpoints.reached("undo.begun")
+    with engine.change() as change:
+        for name in (OBJECTS, REFCOUNTS, GARBAGE, SUSPECTS):
+            engine.environment.tables[name].truncate(txn=change.transaction)
+        _set_state(engine, change, State(change.now, 0, 0, 0), 0)
+    engine.adopt()
+    engine.make_durable()
+
+
+def undo_interrupted(engine: Engine) -> None:
+    """Empty a storage whose migration did not complete; called at open."""
+    if engine.get_meta(META_MIGRATING) is None:
+        return
+    started = time.monotonic()
+    logger.warning("%s: a migration into it did not complete; it is emptied", engine.environment.path)
+    with engine.exclusively("undoing a migration"):
+        _undo(engine)
+    logger.warning("emptied in %.1f s; migrate again", time.monotonic() - started)
+
+
+__all__ = ["Progress", "migrate", "undo_interrupted"]

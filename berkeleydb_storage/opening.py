@@ -1,0 +1,164 @@
+"""From a path to an open environment: lock, look, create or recover or copy, open; and back.
+
+Killed at any point: the next open finds a directory that is being created, and creates it anew, or one whose owner
+did not close it, and recovers it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from berkeleydb_storage import engine, failpoints, files
+from berkeleydb_storage.directory import CLOSED, CREATING, OPEN, Description, Directory
+from berkeleydb_storage.environment import LIBRARY, TABLES, Environment, recover
+from berkeleydb_storage.errors import OptionError, RecoveryNeeded, StorageNotFound
+from berkeleydb_storage.format import FORMAT_VERSION
+from berkeleydb_storage.options import Options
+from berkeleydb_storage.upgrade import upgrade
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Opened:
+    """What `open_storage` hands over, and `close_storage` takes back."""
+
+    directory: Directory
+    environment: Environment
+    type: str
+    """Access method of the objects: "btree" or "hash"."""
+    recovered: bool
+    """Whether the last owner had not closed it."""
+    copy: tempfile.TemporaryDirectory[str] | None = None
+    """The recovered private copy that a reader works on, if it needs one."""
+
+
+def open_storage(path: str | os.PathLike[str], options: Options) -> Opened:
+    """Open the storage at `path`, or create it in an empty directory.
+
+    Raises:
+        StorageNotFound, NotAStorage, StorageInUse, NewerFormat, LibraryMismatch, RecoveryNeeded, DamagedError,
+        OptionError, DiskFullError: as their descriptions say; whatever was there is left as it was.
+    """
+    directory = Directory(path)
+    directory.acquire(read_only=options.read_only)
+    try:
+        description = directory.read()
+        if options.read_only:
+            return _read(directory, description, options)
+        if description is None or description.state == CREATING:
+            return _create(directory, options)
+        return _open(directory, description, options)
+    except BaseException:
+        directory.release()
+        raise
+
+
+def _create(directory: Directory, options: Options) -> Opened:
+    type = options.type or "btree"
+    directory.clear()
+    directory.write(Description(FORMAT_VERSION, LIBRARY, type, CREATING))
+    failpoints.reached("create.begun")
+    environment = Environment.create(directory.path, options.cachesize, type, engine.new_storage)
+    failpoints.reached("create.tables")
+    _mark(directory, OPEN)
+    failpoints.reached("create.done")
+    logger.info("created a storage in %s", directory.path)
+    return Opened(directory, environment, type, False)
+
+
+def _verify(directory: Directory, description: Description, options: Options) -> None:
+    directory.verify_library(description, LIBRARY)
+    directory.verify_files(description, list(TABLES))
+    if options.type not in (None, description.type):
+        raise OptionError(
+            f"{directory.path} was created with type={description.type!r}, which stays; leave the option out, or "
+            "migrate into a new directory"
+        )
+
+
+def _open(directory: Directory, description: Description, options: Options) -> Opened:
+    _verify(directory, description, options)
+    unclean = description.state != CLOSED
+    if unclean and options.do_recover is False:
+        raise RecoveryNeeded(f"{directory.path} was not closed by its last owner, and do_recover=False was given")
+    if not unclean:
+        _mark(directory, OPEN)
+        failpoints.reached("open.marked")
+    if unclean or options.do_recover:
+        failpoints.reached("recover.begin")
+        recover(directory.path, options.cachesize)
+        failpoints.reached("recover.done")
+    environment = Environment.open(directory.path, options.cachesize)
+    try:
+        if unclean:
+            environment.checkpoint()
+        if description.format != FORMAT_VERSION:
+            upgrade(directory, description, environment)
+    except BaseException:
+        environment.abandon()
+        raise
+    return Opened(directory, environment, description.type, unclean)
+
+
+def _read(directory: Directory, description: Description | None, options: Options) -> Opened:
+    if description is None or description.state == CREATING:
+        raise StorageNotFound(f"{directory.path} holds no storage yet: open it for writing once")
+    _verify(directory, description, options)
+    if description.state == CLOSED:
+        environment = Environment.read(directory.path, options.cachesize)
+        return Opened(directory, environment, description.type, False)
+    if options.do_recover is False:
+        raise RecoveryNeeded(f"{directory.path} was not closed by its last owner, and do_recover=False was given")
+    copy = tempfile.TemporaryDirectory(prefix="berkeleydb_storage-")
+    try:
+        started = time.monotonic()
+        logger.warning("%s was not closed: reading a recovered copy of it in %s", directory.path, copy.name)
+        directory.copy_to(Path(copy.name))
+        logger.info("copied in %.1f s", time.monotonic() - started)
+        recover(Path(copy.name), options.cachesize)
+        environment = Environment.read(Path(copy.name), options.cachesize)
+    except BaseException:
+        copy.cleanup()
+        raise
+    return Opened(directory, environment, description.type, True, copy)
+
+
+def _mark(directory: Directory, state: str) -> None:
+    numbers = files.log_numbers(directory.path)
+    directory.update(state=state, last_log=numbers[-1], first_log=numbers[0])
+
+
+def close_storage(opened: Opened) -> None:
+    """Close the environment, note that it was closed, and unlock the directory.
+
+    A checkpoint must have been made before. After a failure everything is freed all the same, and the next open
+    recovers.
+    """
+    directory, environment = opened.directory, opened.environment
+    try:
+        environment.close()
+        failpoints.reached("close.environment")
+        if environment.writable:
+            _mark(directory, CLOSED)
+            failpoints.reached("close.marked")
+    except BaseException:
+        environment.abandon()
+        raise
+    finally:
+        if opened.copy is not None:
+            opened.copy.cleanup()
+        directory.release()
+
+
+def abandon_storage(opened: Opened) -> None:
+    """Free everything without noting that it was closed: the next open recovers."""
+    opened.environment.abandon()
+    if opened.copy is not None:
+        opened.copy.cleanup()
+    opened.directory.release()

@@ -1,0 +1,168 @@
+"""How many records refer to each object, and the queues of those whose count fell.
+
+Owns the tables refcounts, garbage and suspects. Every method runs inside a transaction of the engine, by the thread
+that holds its mutex.
+
+Invariants, between transactions:
+
+1. An object has a row in refcounts if and only if its count is not 1.
+2. The root's count is one more than its referrers, so that it never gets to 0.
+3. An object is in the garbage queue if and only if its count is 0, under the time that its count row has.
+4. Every suspect is an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+
+from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, Table, Transaction
+from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.format import (
+    ROOT_OID,
+    pack_condemned,
+    pack_count,
+    pack_garbage_key,
+    pack_uint64,
+    unpack_count,
+    unpack_garbage_key,
+    unpack_uint64,
+)
+
+
+class ReferenceCounts:
+    """The reference counts of a storage. `garbage` and `suspects` are the numbers of rows in the two queues."""
+
+    def __init__(self, tables: Mapping[str, Table], garbage: int, suspects: int) -> None:
+        """Take the tables, and the lengths of the queues as the journal has them."""
+        self._objects = tables[OBJECTS]
+        self._counts = tables[REFCOUNTS]
+        self._garbage = tables[GARBAGE]
+        self._suspects = tables[SUSPECTS]
+        self.garbage = garbage
+        self.suspects = suspects
+
+    def settle(
+        self, changes: Mapping[bytes, int], born: Container[bytes], now: int, transaction: Transaction
+    ) -> list[bytes]:
+        """Apply the summed changes of the counts of a commit.
+
+        Args:
+            changes: oid -> change of its count; every object in `born` is among them.
+            born: the objects that did not exist before this commit.
+            now: microseconds since the epoch.
+            transaction: the commit's.
+
+        Returns:
+            The objects that gained a reference and do not exist. If there are any, abort the transaction.
+
+        Raises:
+            DamagedError: a count would become negative.
+        """
+        dangling: list[bytes] = []
+        for oid, change in changes.items():
+            if oid in born:
+                if change != 1 or oid == ROOT_OID:
+                    self._write(oid, 1, 0, change + (oid == ROOT_OID), now, transaction)
+            elif change:
+                row = self._counts.get(oid)
+                if row is not None:
+                    before, since = unpack_count(row)
+                elif change > 0 and not self._objects.exists(oid):
+                    dangling.append(oid)
+                    continue
+                else:
+                    before, since = 1, 0
+                after = before + change
+                if after < 0:
+                    raise _negative(oid)
+                self._write(oid, before, since, after, now, transaction)
+                if change < 0:
+                    self._suspect(oid, after, now, transaction)
+        return dangling
+
+    def _write(self, oid: bytes, before: int, since: int, after: int, now: int, transaction: Transaction) -> None:
+        """Write the count of an object, which was `before` (0: condemned at `since`), and mind invariants 1 and 3."""
+        if before == after:
+            return
+        if before == 0:
+            self._garbage.delete(pack_garbage_key(since, oid), txn=transaction)
+            self.garbage -= 1
+        if after == 0:
+            self.condemn(oid, now, transaction)
+        elif after != 1:
+            self._counts.put(oid, pack_count(after), txn=transaction)
+        elif before != 1:
+            self._counts.delete(oid, txn=transaction)
+
+    def _suspect(self, oid: bytes, count: int, now: int, transaction: Transaction) -> None:
+        """Note an object whose count fell, though not to 0: it may hang on a dead cycle."""
+        if count and oid != ROOT_OID and not self._suspects.exists(oid):
+            self._suspects.put(oid, pack_uint64(now), txn=transaction)
+            self.suspects += 1
+
+    def condemn(self, oid: bytes, since: int, transaction: Transaction) -> None:
+        """Put an object whose count is 0 since `since` (microseconds) into the queue."""
+        self._counts.put(oid, pack_condemned(since), txn=transaction)
+        self._garbage.put(pack_garbage_key(since, oid), b"", txn=transaction)
+        self.garbage += 1
+
+    def next_condemned(self) -> tuple[int, bytes] | None:
+        """Return (time, oid) of the object that has been in the queue for longest, None where it is empty."""
+        return next(self.condemned(b""), None)
+
+    def condemned(self, start: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield (time, oid) of the queue in its order, from the queue key `start`; do not write meanwhile."""
+        cursor = self._garbage.cursor()
+        try:
+            row = cursor.set_range(start)
+            while row is not None:
+                yield unpack_garbage_key(row[0])
+                row = cursor.next()
+        finally:
+            cursor.close()
+
+    def is_condemned(self, oid: bytes, since: int) -> bool:
+        """Tell whether an entry of the queue is right: its object has count 0 since then."""
+        row = self._counts.get(oid)
+        return row is not None and unpack_count(row) == (0, since)
+
+    def unqueue(self, oid: bytes, since: int, transaction: Transaction) -> None:
+        """Take an entry out of the queue, and nothing else."""
+        self._garbage.delete(pack_garbage_key(since, oid), txn=transaction)
+        self.garbage -= 1
+
+    def drop_reference(self, oid: bytes, now: int, transaction: Transaction) -> bool:
+        """Lower the count of an object because a referrer was deleted.
+
+        Returns:
+            True where it has no referrer any more: it has no count row, and is for the caller to delete or condemn.
+
+        Raises:
+            DamagedError: the count was 0 already, or is about to be the root's.
+        """
+        row = self._counts.get(oid)
+        if row is None:
+            if oid == ROOT_OID:
+                raise _negative(oid)
+            return True
+        before, since = unpack_count(row)
+        if before == 0:
+            raise _negative(oid)
+        self._write(oid, before, since, before - 1, now, transaction)
+        self._suspect(oid, before - 1, now, transaction)
+        return False
+
+    def forget(self, oid: bytes, transaction: Transaction) -> None:
+        """Remove every row of an object that is being deleted, but for its entry in the garbage queue."""
+        if self._counts.exists(oid):
+            self._counts.delete(oid, txn=transaction)
+        if self.suspects and self._suspects.exists(oid):
+            self._suspects.delete(oid, txn=transaction)
+            self.suspects -= 1
+
+
+def _negative(oid: bytes) -> DamagedError:
+    return DamagedError(
+        f"the reference count of object {unpack_uint64(oid)} is lower than its number of referrers: "
+        "run `durus-bdb check --repair`"
+    )

@@ -1,0 +1,217 @@
+"""What one user of the engine sees: Durus' storage contract, with the pending commit and the invalidations of its own.
+
+A session is for one ``Connection`` or one server. Two threads that each have a ``Connection`` take a session each; then
+they find their conflicts as two clients of a Durus server do.
+
+Thread-safety: every method may be called from any thread; each thread has a pending commit of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
+
+from durus.error import ConflictError, ReadConflictError
+from durus.storage import Storage
+from pyroaring import BitMap64
+
+from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.environment import LIBRARY_ERRORS
+from berkeleydb_storage.errors import missing
+from berkeleydb_storage.format import OID_LENGTH, pack_uint64, references, unpack_uint64
+
+Invalidator = Callable[[list[bytes]], None]
+
+
+class _Pending(threading.local):
+    """The commit under way of each thread."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.records: dict[bytes, tuple[bytes, tuple[bytes, ...]]] = {}
+        self.size = 0
+
+
+class Session(Storage):
+    """One user of an open storage. Made by ``BerkeleyDBStorage.session()``; the storage itself is one, too."""
+
+    def __init__(self, engine: Engine, *, ordered: bool, committed: Callable[[int], None]) -> None:
+        """Begin a session.
+
+        Args:
+            engine: what it works on.
+            ordered: whether the table of objects has an order (btree).
+            committed: called after each commit, with the number of records, by the committing thread.
+        """
+        self._engine = engine
+        self._ordered = ordered
+        self._committed = committed
+        self._pending = _Pending()
+        self._invalid = BitMap64()  # guarded by the engine's mutex
+        engine.listen(self)
+
+    def invalidate(self, oids: Iterable[bytes]) -> None:
+        """Note objects that another session or the collector changed. Called by the engine, under its mutex."""
+        self._invalid.update(map(unpack_uint64, oids))
+
+    def load(self, oid: bytes) -> bytes:
+        """Return the record of an object.
+
+        Args:
+            oid: 8 bytes.
+
+        Raises:
+            DurusKeyError: there is no such object.
+            ReadConflictError: another session changed it since the last `sync`.
+            DamagedError, StorageClosed: it cannot be read.
+        """
+        engine = self._engine
+        try:
+            with engine.lock:
+                if self._invalid and unpack_uint64(oid) in self._invalid:
+                    raise ReadConflictError([oid])
+                return engine.objects[oid]
+        except KeyError:
+            if len(oid) != OID_LENGTH:
+                raise ValueError(f"an oid has {OID_LENGTH} bytes, not {len(oid)}: {oid[:16]!r}") from None
+            raise missing(oid) from None
+        except LIBRARY_ERRORS as error:
+            with engine.lock:
+                raise engine.failed(error) from error
+
+    def begin(self) -> None:
+        """Begin a commit of this thread; what it had stored and not ended is dropped."""
+        self._pending.clear()
+
+    def store(self, oid: bytes, record: bytes) -> None:
+        """Include a record in the commit of this thread.
+
+        Args:
+            oid: 8 bytes that `new_oid` returned, or those of the root.
+            record: as ``durus.serialize.pack_record`` makes it.
+
+        Raises:
+            ValueError: the oid was never handed out, or the record is malformed or another object's. The commit
+                under way is dropped.
+        """
+        pending = self._pending
+        try:
+            refs = references(oid, record)
+            if not self._engine.was_handed_out(oid):
+                raise ValueError(f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid")
+        except ValueError:
+            pending.clear()
+            raise
+        pending.records[oid] = (bytes(record), refs)
+        pending.size += len(record)
+
+    def end(self, handle_invalidations: Invalidator | None = None) -> None:
+        """Conclude the commit of this thread: store its records, all or nothing.
+
+        With ``durable=True`` they are on the disk when this returns.
+
+        Args:
+            handle_invalidations: called, before anything is stored, with the oids that others changed since the last
+                `sync`; it raises a ``ConflictError`` where that matters, and then nothing is stored.
+
+        Raises:
+            ConflictError: what `handle_invalidations` raised.
+            DanglingReferenceError: a record refers to an object that does not exist. Nothing was stored.
+            ReadOnlyError, DiskFullError: nothing was stored.
+            CommitInDoubt: stored, but not brought to the disk yet.
+            DamagedError, StorageClosed: nothing was stored.
+        """
+        engine, pending = self._engine, self._pending
+        records, size = pending.records, pending.size
+        pending.clear()
+        while True:
+            if handle_invalidations is not None and self._invalid:
+                handle_invalidations(self.sync())
+            with engine.lock:
+                if handle_invalidations is not None and self._invalid:
+                    continue
+                if not records:
+                    return
+                engine.apply(records, size, self)
+            break
+        engine.make_durable()
+        self._committed(len(records))
+
+    def sync(self) -> list[bytes]:
+        """Return the oids of the objects that others changed, or that were collected, since the last call."""
+        if not self._invalid:
+            return []
+        with self._engine.lock:
+            invalid, self._invalid = self._invalid, BitMap64()
+        return [pack_uint64(number) for number in invalid]
+
+    def new_oid(self) -> bytes:
+        """Return an oid that was never returned before.
+
+        Raises:
+            ReadOnlyError, DiskFullError, DamagedError, StorageClosed, CommitInDoubt: none can be reserved.
+        """
+        return self._engine.new_oid()
+
+    def get_size(self) -> int:
+        """Return the number of objects, garbage included, in constant time."""
+        return self._engine.size
+
+    def gen_oid_record(self, start_oid: bytes | None = None, batch_size: int = 100) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (oid, record) of every object, or of those that can be reached from one.
+
+        Args:
+            start_oid: None: all objects, in the order of their oids. Else what it leads to, itself first, nearly
+                breadth first; about a bit of memory for each.
+            batch_size: records that are read at once.
+
+        Raises:
+            DurusKeyError: while iterating from `start_oid`, an object was deleted before it was reached.
+        """
+        if start_oid is not None:
+            return self._reachable(start_oid, batch_size)
+        return self._in_order(batch_size) if self._ordered else self._unordered(batch_size)
+
+    def _in_order(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
+        start = b""
+        while rows := self._engine.rows(start, batch_size):
+            yield from rows
+            start = rows[-1][0] + b"\0"
+
+    def _unordered(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
+        """Take all oids at once, so that none is missed or met twice while the table is written to."""
+        engine = self._engine
+        with engine.lock:
+            oids = BitMap64(map(unpack_uint64, engine.keys()))
+        for number in oids:
+            oid = pack_uint64(number)
+            with engine.lock:
+                record = engine.objects.get(oid)
+            if record is not None:
+                yield oid, record
+
+    def _reachable(self, start_oid: bytes, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
+        todo, seen = [start_oid], BitMap64()
+        while todo:
+            batch: list[bytes] = []
+            while todo and len(batch) < batch_size:
+                oid = heappop(todo)
+                number = unpack_uint64(oid)
+                if number not in seen:
+                    seen.add(number)
+                    batch.append(oid)
+            for oid, record in zip(batch, self.bulk_load(batch), strict=True):
+                yield oid, record
+                for ref in references(oid, record):
+                    if unpack_uint64(ref) not in seen:
+                        heappush(todo, ref)
+
+    def close(self) -> None:
+        """End the session; the storage stays open."""
+        self.begin()
+
+
+__all__ = ["ConflictError", "Invalidator", "Session"]

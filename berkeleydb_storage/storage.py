@@ -1,0 +1,356 @@
+"""`BerkeleyDBStorage`: a Durus storage in a directory, composed of the engine, its policies and its files.
+
+Owns the background threads and the order in which everything is opened and closed. Every method may be called from
+any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from berkeleydb_storage import check, failpoints, migration
+from berkeleydb_storage.checkpoint import Checkpointer, CheckpointThread, checkpoint_interface
+from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.errors import (
+    BerkeleyDBStorageError,
+    DamagedError,
+    DiskFullError,
+    OptionError,
+    ReadOnlyError,
+    StorageClosed,
+)
+from berkeleydb_storage.garbage.collector import Collected, Collector
+from berkeleydb_storage.garbage.policy import GarbageThread, garbage_collection_interface
+from berkeleydb_storage.maintenance import Worker
+from berkeleydb_storage.opening import Opened, abandon_storage, close_storage, open_storage
+from berkeleydb_storage.options import DEFAULT_CACHE, Options
+from berkeleydb_storage.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot of what a storage holds and did since it was opened."""
+
+    objects: int
+    """Objects stored, garbage included."""
+    garbage: int
+    """Objects without referrers that wait to be deleted."""
+    suspects: int
+    """Objects whose reference count fell, but not to 0."""
+    transactions: int
+    """Transactions ever, those of the collector included."""
+    collected: Collected
+    """What the collector deleted since the storage was opened."""
+    checkpoints: int
+    """Checkpoints since the storage was opened."""
+    log_since_checkpoint: int
+    """Bytes of log that a recovery would have to read."""
+    cache_hits: int
+    """Pages found in the cache since the storage was opened."""
+    cache_misses: int
+    """Pages that had to be read."""
+    cache_bytes: int
+    """Size of the cache."""
+    type: str
+    """Access method of the objects."""
+    recovered: bool
+    """Whether the last owner had not closed the storage."""
+
+
+class BerkeleyDBStorage(Session):
+    """A Durus storage in a directory of its own.
+
+    It is a session itself: give it to one ``Connection``, or to a server. For another ``Connection`` at the same
+    time, in another thread, give that one `session()`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        type: str | None = None,
+        cachesize: int = DEFAULT_CACHE,
+        do_recover: bool | None = None,
+        durable: bool = True,
+        async_log_write: bool = True,
+        validate_garbage: bool = False,
+        checkpoint: checkpoint_interface | None = None,
+        garbage_collection: garbage_collection_interface | None = None,
+        readonly: bool | None = None,
+        repair: bool | None = None,
+    ) -> None:
+        """Open the storage in the directory `path`, or create it there.
+
+        Args:
+            path: an existing directory, empty or with a storage.
+            read_only: default False. True never writes to the directory, and works on one that is not writable. Cost:
+                none if the last owner closed it; otherwise a recovered copy is made in the temporary directory.
+            type: "btree" or "hash", for a new storage; default None is "btree", or what an old one has. Cost of
+                "hash": loads take 2.3 times as long, and it takes more disk.
+            cachesize: bytes of memory for pages; default 64 MiB, at least 1 MiB.
+            do_recover: default None recovers when the last owner did not close. True always does; False refuses then.
+                Cost: about a second for 10 MB of log, 4 for 500 MB.
+            durable: default True: the log is on the disk before `end` returns. Cost: a sync a commit.
+            async_log_write: with durable=False; default True hands the log to the system, which survives kill -9 but
+                not a power cut; False leaves it in a buffer of 1 MiB, which survives neither. No crash makes the
+                storage inconsistent in any of the three.
+            validate_garbage: default False. True re-checks the garbage queue now: 3 microseconds an entry.
+            checkpoint: when to make checkpoints; default `CheckpointThread()`.
+            garbage_collection: when to collect garbage; default `GarbageThread()`.
+            readonly: what Durus calls `read_only`.
+            repair: Durus' option: check everything now, and rebuild reference counts and queues where they are wrong.
+                Cost: reads the whole storage.
+
+        Raises:
+            StorageNotFound: `path` does not exist, or is to be read and holds no storage.
+            NotAStorage: it is not a directory, or one with other files.
+            StorageInUse: another opener has it; its pid is named.
+            NewerFormat, LibraryMismatch: a newer version, or one of another library, wrote it.
+            RecoveryNeeded: `do_recover` is False, and it must be.
+            DamagedError: a file is missing or damaged; it is named.
+            OptionError: an option makes no sense.
+            DiskFullError: there is no room to create or recover it.
+        """
+        options = Options(
+            read_only=bool(read_only or readonly),
+            type=type,
+            cachesize=cachesize,
+            do_recover=do_recover,
+            durable=durable,
+            async_log_write=async_log_write,
+            validate_garbage=validate_garbage,
+            repair=bool(repair),
+        )
+        self._open(options, path, checkpoint or CheckpointThread(), garbage_collection or GarbageThread())
+
+    def _open(
+        self,
+        options: Options,
+        path: str | os.PathLike[str],
+        checkpoint: checkpoint_interface,
+        garbage_collection: garbage_collection_interface,
+    ) -> None:
+        _require(checkpoint, "checkpoint", "due", "interval")
+        _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
+        opened = open_storage(path, options)
+        try:
+            engine = Engine(opened.environment, durable=options.durable, async_log_write=options.async_log_write)
+            self._running = running = _Running(opened, engine, checkpoint, garbage_collection)
+            super().__init__(engine, ordered=opened.type == "btree", committed=running.committed)
+            if not options.read_only:
+                migration.undo_interrupted(engine)
+                if options.repair:
+                    check.repair_at_open(engine)
+                if options.validate_garbage and (wrong := running.collector.validate()):
+                    logger.error("%s: %d wrong entries were taken out of the garbage queue", path, wrong)
+        except BaseException:
+            abandon_storage(opened)
+            raise
+        self._closer = weakref.finalize(self, running.close)
+        running.start()
+
+    def __str__(self) -> str:
+        """Return the class and the directory."""
+        return f"{self.__class__.__name__}({self.get_filename()!r})"
+
+    def get_filename(self) -> str:
+        """Return the path of the directory; Durus' server logs it."""
+        return str(self._running.opened.directory.path)
+
+    def session(self) -> Session:
+        """Return another session on this storage, for a ``Connection`` of another thread.
+
+        It ends with the storage, and keeps it open.
+        """
+        session = Session(self._engine, ordered=self._ordered, committed=self._running.committed)
+        session.storage = self
+        return session
+
+    def pack(self) -> None:
+        """Delete every object that nothing refers to, whatever its age; commits go on between the steps.
+
+        Raises:
+            ReadOnlyError, DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
+        """
+        if not self._engine.environment.writable:
+            raise ReadOnlyError(f"{self.get_filename()} was opened read-only: it cannot be packed")
+        for _ in self._running.collector.pack():
+            pass
+
+    def get_packer(self) -> Iterator[str | None]:
+        """Return `pack` as a generator of small steps, as Durus' server wants it; an empty one when read-only."""
+        if not self._engine.environment.writable:
+            logger.warning("%s was opened read-only: it is not packed", self.get_filename())
+            return iter(())
+        return self._running.collector.pack()
+
+    def checkpoint(self) -> None:
+        """Make a checkpoint now, and remove the log files that it makes needless.
+
+        Raises:
+            ReadOnlyError: it was opened read-only.
+            DiskFullError: there is no room for it; nothing is lost.
+        """
+        if self._running.checkpointer is None:
+            raise ReadOnlyError(f"{self.get_filename()} was opened read-only: there is nothing to checkpoint")
+        self._running.checkpointer.checkpoint()
+
+    def migrate(
+        self, records: Iterable[tuple[bytes, bytes]], progress: Callable[[str, int], None] | None = None
+    ) -> int:
+        """Fill this empty storage with the records of another one; streams, and verifies at the end.
+
+        Interrupted or failed, it leaves the storage empty; killed, it is emptied at the next open.
+
+        Args:
+            records: (oid, record) of every object once, in any order, such as ``source.gen_oid_record()``.
+            progress: called now and then with what is being done and the number of records so far.
+
+        Returns:
+            The number of objects.
+
+        Raises:
+            StorageNotEmpty: the storage has objects.
+            MigrationError: an object comes twice, is malformed, or refers to one that does not come.
+            ReadOnlyError, DiskFullError, DamagedError, StorageClosed: it cannot go on.
+        """
+        return migration.migrate(self._engine, records, progress or _silent)
+
+    def statistics(self) -> Statistics:
+        """Return a snapshot of what the storage holds and did."""
+        running, engine = self._running, self._engine
+        state = engine.journal.state
+        cache = engine.environment.cache_statistics()
+        checkpointer = running.checkpointer
+        return Statistics(
+            objects=state.objects,
+            garbage=state.garbage,
+            suspects=state.suspects,
+            transactions=engine.journal.tid,
+            collected=running.collector.collected,
+            checkpoints=checkpointer.completed if checkpointer else 0,
+            log_since_checkpoint=checkpointer.numbers().log_bytes if checkpointer else 0,
+            cache_hits=cache["cache_hit"],
+            cache_misses=cache["cache_miss"],
+            cache_bytes=(cache["gbytes"] << 30) + cache["bytes"],
+            type=running.opened.type,
+            recovered=running.opened.recovered,
+        )
+
+    def check(self, *, repair: bool = False, progress: Callable[[str, int], None] | None = None) -> check.Report:
+        """Verify everything: records, references, counts, queues, totals, journal. Others wait until it is done.
+
+        Args:
+            repair: rebuild counts, queues and totals where they are wrong.
+            progress: called now and then with what is being done and the number so far.
+
+        Returns:
+            All faults; none in a sound storage.
+
+        Raises:
+            DamagedError: a page cannot be read. ReadOnlyError: there is something to repair, and it is read-only.
+        """
+        return check.check_engine(self._engine, repair=repair, progress=progress)
+
+    def close(self) -> None:
+        """Stop the background threads, make a last checkpoint and close the files. Works twice.
+
+        A storage that is not closed is closed when the interpreter ends, or recovered at the next open.
+        """
+        super().close()
+        self._closer()
+
+    def __enter__(self) -> BerkeleyDBStorage:
+        """Return the storage."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
+
+
+class _Running:
+    """What runs behind a storage: the policies with their threads. It does not refer to the storage itself."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        engine: Engine,
+        checkpoint: checkpoint_interface,
+        garbage_collection: garbage_collection_interface,
+    ) -> None:
+        self.opened = opened
+        self.engine = engine
+        self.collector = Collector(engine, garbage_collection)
+        self.checkpointer: Checkpointer | None = None
+        self._workers: list[Worker] = []
+        self._inline: list[Callable[[int], object]] = []
+        self._pid = os.getpid()
+        if not opened.environment.writable:
+            return
+        checkpointer = self.checkpointer = Checkpointer(opened.environment, opened.directory, checkpoint)
+        if garbage_collection.interval is None:
+            self._inline.append(self.collector.turn)
+        else:
+            self._workers.append(Worker("garbage", garbage_collection.interval, self.collector.background_turn))
+        if checkpoint.interval is None:
+            self._inline.append(lambda _: checkpointer.turn())
+        else:
+            self._workers.append(Worker("checkpoint", checkpoint.interval, checkpointer.turn))
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.start()
+
+    def committed(self, records: int) -> None:
+        """Do what the inline policies say after a commit. It is acknowledged: nothing here may make it fail."""
+        for work in self._inline:
+            try:
+                work(records)
+            except DiskFullError as error:
+                logger.warning("after a commit: %s", error)
+            except BerkeleyDBStorageError:
+                logger.exception("after a commit")
+
+    def close(self) -> None:
+        """Close everything; called once. In a forked child: only let go of the lock, which the parent keeps."""
+        if os.getpid() != self._pid:
+            self.opened.directory.release()
+            return
+        self.engine.closing = True
+        for worker in self._workers:
+            worker.stop()
+        try:
+            self._last_checkpoint()
+        except (DiskFullError, DamagedError, StorageClosed) as error:
+            logger.warning("%s is left to be recovered at the next open: %s", self.opened.directory.path, error)
+            with self.engine.lock:
+                self.engine.refuse(StorageClosed(f"{self.opened.directory.path} is closed"))
+            abandon_storage(self.opened)
+            return
+        with self.engine.lock:
+            self.engine.refuse(StorageClosed(f"{self.opened.directory.path} is closed"))
+            close_storage(self.opened)
+
+    def _last_checkpoint(self) -> None:
+        if self.checkpointer is not None:
+            self.engine.give_back_oids()
+            self.checkpointer.checkpoint()
+            failpoints.reached("close.checkpointed")
+
+
+def _require(policy: object, option: str, *members: str) -> None:
+    for member in members:
+        if not hasattr(policy, member):
+            raise OptionError(f"{option} is a policy with {', '.join(members)}; {policy!r} has no {member}")
+
+
+def _silent(activity: str, records: int) -> None:  # noqa: ARG001 - it is what a progress function gets
+    """Show no progress."""

@@ -1,0 +1,81 @@
+"""Counts the references between all objects of a storage in one pass over their records, in any order.
+
+Memory: two roaring bitmaps, about two bits an object; what is referred to more than once is counted in a table.
+For one thread.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from pyroaring import BitMap64
+
+from berkeleydb_storage.environment import Table, Transaction
+from berkeleydb_storage.format import ROOT_OID, pack_count, pack_uint64, references, unpack_count, unpack_uint64
+
+
+class Tally:
+    """The references seen so far. The root has one from outside, so that its count is that of the format."""
+
+    def __init__(self, table: Table) -> None:
+        """Begin.
+
+        Args:
+            table: oid -> count row, of objects with more than one referrer. Empty, and nobody else writes to it.
+        """
+        self._table = table
+        self._extra: dict[bytes, int] = {}
+        self.stored = BitMap64()
+        self.referenced = BitMap64([unpack_uint64(ROOT_OID)])
+        self.several = 0
+        """Objects with more than one referrer, as of the last `flush`."""
+        self.digest = 0
+        """A sum over the records, whatever their order."""
+
+    def add(self, oid: bytes, record: bytes) -> None:
+        """Count the references of a record.
+
+        Raises:
+            ValueError: it is malformed or came before; nothing is counted.
+        """
+        refs = references(oid, record)
+        number = unpack_uint64(oid)
+        if number in self.stored:
+            raise ValueError(f"object {number} comes twice")
+        self.stored.add(number)
+        self.digest += record_digest(record)
+        referenced, extra = self.referenced, self._extra
+        for ref in refs:
+            target = unpack_uint64(ref)
+            if target in referenced:
+                extra[ref] = extra.get(ref, 0) + 1
+            else:
+                referenced.add(target)
+
+    def flush(self, transaction: Transaction | None = None) -> None:
+        """Write the counts into the table. Call it every few thousand records, and at the end."""
+        for oid, more in sorted(self._extra.items()):
+            row = self._table.get(oid)
+            if row is None:
+                self.several += 1
+            count = 1 if row is None else unpack_count(row)[0]
+            self._table.put(oid, pack_count(count + more), txn=transaction)
+        self._extra.clear()
+
+    def several_of(self, oid: bytes) -> int:
+        """Return the count of an object if it has more than one referrer, else 0. Flush before."""
+        row = self._table.get(oid)
+        return 0 if row is None else unpack_count(row)[0]
+
+    def dangling(self) -> list[bytes]:
+        """Return the objects that are referred to and were not seen; the root, if it was not."""
+        return [pack_uint64(number) for number in self.referenced - self.stored]
+
+    def garbage(self) -> BitMap64:
+        """Return the objects that nothing refers to."""
+        return self.stored - self.referenced
+
+
+def record_digest(record: bytes) -> int:
+    """Return a number that depends on the whole record, its oid included."""
+    return crc32(record) << 32 | len(record)

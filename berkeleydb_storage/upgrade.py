@@ -1,0 +1,50 @@
+"""Brings a storage of an older format to the current one, in place and restartably.
+
+A step from version n leads to n + 1. It works in transactions of bounded size, may be killed between any two of them,
+and run again does what is left. Only after it, and when its work is on the disk, the version is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from berkeleydb_storage.directory import Description, Directory
+from berkeleydb_storage.environment import META, Environment
+from berkeleydb_storage.errors import BerkeleyDBStorageError
+from berkeleydb_storage.format import FORMAT_VERSION, pack_uint64
+
+logger = logging.getLogger(__name__)
+
+META_FORMAT = b"format"
+
+Step = Callable[[Environment, Callable[[str], None]], None]
+"""Called with the environment and with a function that logs how far it is."""
+
+STEPS: dict[int, Step] = {}
+"""Version -> the step that leads to the next one. Format 1 is the first, so there is none yet."""
+
+
+def upgrade(directory: Directory, description: Description, environment: Environment) -> Description:
+    """Run the steps that lead from the description's format to the current one; return the new description.
+
+    Raises:
+        BerkeleyDBStorageError: no step leads there; the storage is left as it is.
+    """
+    for version in range(description.format, FORMAT_VERSION):
+        step = STEPS.get(version)
+        if step is None:
+            raise BerkeleyDBStorageError(
+                f"{directory.path} has format {version}, which this version cannot upgrade: see UPGRADING"
+            )
+        started = time.monotonic()
+        logger.warning("upgrading %s from format %d to %d", directory.path, version, version + 1)
+        step(environment, lambda text: logger.warning("upgrading %s: %s", directory.path, text))
+        transaction = environment.begin()
+        environment.tables[META].put(META_FORMAT, pack_uint64(version + 1), txn=transaction)
+        transaction.commit()
+        environment.checkpoint()
+        description = directory.update(format=version + 1)
+        logger.warning("%s has format %d now, after %.1f s", directory.path, version + 1, time.monotonic() - started)
+    return description

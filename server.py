@@ -1,0 +1,1 @@
+"""Serves a storage to Durus clients: ``python server.py DIRECTORY``."""
