@@ -289,7 +289,7 @@ def check_engine(engine: Engine, *, repair: bool = False, progress: Progress | N
     return checking.report
 
 
-def _silent(activity: str, number: int) -> None:  # noqa: ARG001 - it is what a progress function gets
+def _silent(activity: str, number: int) -> None:
     """Show no progress."""
 
 

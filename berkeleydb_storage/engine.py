@@ -245,14 +245,18 @@ class Engine:
         with self.lock:
             self.reload_all()
 
+    def require_open(self) -> None:
+        """Raise what it is that keeps the engine from being used, if there is something."""
+        if self._failure is not None:
+            raise self._failure
+
     def begin(self, size: int) -> Transaction:
         """Begin a transaction that writes about `size` bytes. The caller holds the mutex.
 
         Raises:
             StorageClosed, ReadOnlyError, DiskFullError, DamagedError: it may not begin.
         """
-        if self._failure is not None:
-            raise self._failure
+        self.require_open()
         if self._exclusive is not None and self._exclusive[0] != threading.get_ident():
             raise CommitRefused(f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored")
         if not self.environment.writable:
@@ -268,16 +272,21 @@ class Engine:
         before = self.journal.state
         objects = before.objects + len(change.born) - len(change.deleted)
         state = State(change.now, objects, self.counts.garbage, self.counts.suspects)
-        touched = change.stored + change.deleted
-        self.journal.append(state, touched, change.transaction)
+        self.journal.append(state, change.stored + change.deleted, change.transaction)
+        change.ended = True
         change.transaction.commit(self._flags)
         self.journal.advance(state)
+        self.adopt_commit(change)
+
+    def adopt_commit(self, change: Change) -> None:
+        """Let everyone know of a transaction that was applied. The caller holds the mutex."""
         if change.born:
             self._highest = max(self._highest, max(change.born))
         for reference in self._listeners:
             listener = reference()
             if listener is not None and listener is not change.origin:
-                listener.invalidate(touched)
+                listener.invalidate(change.stored)
+                listener.invalidate(change.deleted)
 
     def reload(self) -> None:
         """Take the totals from the disk, after a transaction that did not end well. The caller holds the mutex."""
@@ -359,7 +368,19 @@ class Change:
     The caller holds the mutex.
     """
 
-    __slots__ = ("_engine", "_size", "born", "changes", "deleted", "now", "origin", "stored", "touched", "transaction")
+    __slots__ = (
+        "_engine",
+        "_size",
+        "born",
+        "changes",
+        "deleted",
+        "ended",
+        "now",
+        "origin",
+        "stored",
+        "touched",
+        "transaction",
+    )
 
     transaction: Transaction
 
@@ -372,6 +393,7 @@ class Change:
         self.stored: list[bytes] = []
         self.deleted: list[bytes] = []
         self.touched = False
+        self.ended = False
         self.origin: Listener | None = None
 
     def __enter__(self) -> Change:
@@ -390,26 +412,31 @@ class Change:
                 if self.stored or self.deleted or self.touched:
                     engine.commit_change(self)
                 else:
+                    self.ended = True
                     self.transaction.commit(NO_SYNC)
                 return
             except BaseException as failure:
                 error = failure
-        try:
-            self.transaction.abort()
-        except LIBRARY_ERRORS as failure:
-            raise engine.failed(failure) from failure
-        finally:
-            self._recover_totals()
+        self._undo()
         if isinstance(error, LIBRARY_ERRORS):
             raise engine.failed(error) from error
         if kind is None:
             raise error
 
-    def _recover_totals(self) -> None:
+    def _undo(self) -> None:
+        """Undo what can be undone, and take the totals from the disk: they tell what a failed commit came to."""
+        engine, tid = self._engine, self._engine.journal.tid
         try:
-            self._engine.reload()
+            if not self.ended:
+                self.transaction.abort()
+            engine.reload()
         except LIBRARY_ERRORS as failure:
-            raise self._engine.failed(failure) from failure
+            raise engine.failed(failure) from failure
+        if engine.journal.tid != tid:
+            engine.adopt_commit(self)
+            raise CommitInDoubt(
+                f"transaction {engine.journal.tid} of {engine.environment.path} was applied, but a crash may lose it"
+            )
 
     def store(self, oid: bytes, record: bytes, refs: tuple[bytes, ...]) -> None:
         """Write a record, and sum up how it changes the counts of others."""

@@ -15,7 +15,7 @@ from itertools import islice
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.engine import META_MIGRATING, META_NEXT_OID, Change, Engine
 from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS
-from berkeleydb_storage.errors import MigrationError, StorageNotEmpty, describe_oids
+from berkeleydb_storage.errors import MigrationError, RecoveryNeeded, StorageNotEmpty, describe_oids
 from berkeleydb_storage.format import State, pack_condemned, pack_garbage_key, pack_uint64
 from berkeleydb_storage.tally import Tally, record_digest
 
@@ -140,9 +140,17 @@ def _undo(engine: Engine) -> None:
 
 
 def undo_interrupted(engine: Engine) -> None:
-    """Empty a storage whose migration did not complete; called at open."""
+    """Empty a storage whose migration did not complete; called at open.
+
+    Raises:
+        RecoveryNeeded: it was opened read-only.
+    """
     if engine.get_meta(META_MIGRATING) is None:
         return
+    if not engine.environment.writable:
+        raise RecoveryNeeded(
+            f"a migration into {engine.environment.path} did not complete: open it for writing once, which empties it"
+        )
     started = time.monotonic()
     logger.warning("%s: a migration into it did not complete; it is emptied", engine.environment.path)
     with engine.exclusively("undoing a migration"):

@@ -94,7 +94,11 @@ def _open(directory: Directory, description: Description, options: Options) -> O
         failpoints.reached("recover.begin")
         recover(directory.path, options.cachesize)
         failpoints.reached("recover.done")
-    environment = Environment.open(directory.path, options.cachesize)
+    try:
+        environment = Environment.open(directory.path, options.cachesize)
+    except BaseException:
+        directory.write(description)
+        raise
     try:
         if unclean:
             environment.checkpoint()

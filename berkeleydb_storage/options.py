@@ -31,7 +31,7 @@ class Options:
     Cost: about a second for 10 MB of log, 4 for 500 MB."""
 
     durable: bool = True
-    """The log is on the disk before a commit returns. Cost: a sync of the disk a commit; concurrent commits share it."""
+    """The log is on the disk before a commit returns. Cost: a sync of the disk, which concurrent commits share."""
 
     async_log_write: bool = True
     """With durable=False only. True: a commit hands its log to the system, so that kill -9 loses nothing and a power

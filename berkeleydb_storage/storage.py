@@ -144,12 +144,11 @@ class BerkeleyDBStorage(Session):
             engine = Engine(opened.environment, durable=options.durable, async_log_write=options.async_log_write)
             self._running = running = _Running(opened, engine, checkpoint, garbage_collection)
             super().__init__(engine, ordered=opened.type == "btree", committed=running.committed)
-            if not options.read_only:
-                migration.undo_interrupted(engine)
-                if options.repair:
-                    check.repair_at_open(engine)
-                if options.validate_garbage and (wrong := running.collector.validate()):
-                    logger.error("%s: %d wrong entries were taken out of the garbage queue", path, wrong)
+            migration.undo_interrupted(engine)
+            if options.repair:
+                check.repair_at_open(engine)
+            if options.validate_garbage and (wrong := running.collector.validate()):
+                logger.error("%s: %d wrong entries were taken out of the garbage queue", path, wrong)
         except BaseException:
             abandon_storage(opened)
             raise
@@ -189,7 +188,15 @@ class BerkeleyDBStorage(Session):
         if not self._engine.environment.writable:
             logger.warning("%s was opened read-only: it is not packed", self.get_filename())
             return iter(())
-        return self._running.collector.pack()
+        return self._packer()
+
+    def _packer(self) -> Iterator[str | None]:
+        """Pack; a failure ends it with a message, because it would end a Durus server."""
+        try:
+            yield from self._running.collector.pack()
+        except BerkeleyDBStorageError as error:
+            logger.error("packing stopped: %s", error)
+            yield f"stopped: {error}"
 
     def checkpoint(self) -> None:
         """Make a checkpoint now, and remove the log files that it makes needless.
@@ -226,6 +233,7 @@ class BerkeleyDBStorage(Session):
     def statistics(self) -> Statistics:
         """Return a snapshot of what the storage holds and did."""
         running, engine = self._running, self._engine
+        engine.require_open()
         state = engine.journal.state
         cache = engine.environment.cache_statistics()
         checkpointer = running.checkpointer
@@ -352,5 +360,5 @@ def _require(policy: object, option: str, *members: str) -> None:
             raise OptionError(f"{option} is a policy with {', '.join(members)}; {policy!r} has no {member}")
 
 
-def _silent(activity: str, records: int) -> None:  # noqa: ARG001 - it is what a progress function gets
+def _silent(activity: str, records: int) -> None:
     """Show no progress."""
