@@ -20,7 +20,7 @@ from typing import NamedTuple
 from berkeleydb_storage import failpoints, files
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import Environment
-from berkeleydb_storage.errors import OptionError
+from berkeleydb_storage.errors import OptionError, StorageClosed
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class Checkpointer:
         self._position = environment.log_position()  # guarded by _running
         self._time = time.monotonic()  # guarded by _running
         self.completed = 0  # guarded by _running
+        self._stopped = False  # guarded by _running
 
     def numbers(self) -> CheckpointNumbers:
         """Return what the policy is told."""
@@ -115,16 +116,32 @@ class Checkpointer:
 
         Raises:
             DiskFullError: there is no room for the pages; nothing is lost, it can be tried again.
+            StorageClosed: it is closed.
         """
         with self._running:
-            position, started = self._environment.log_position(), time.monotonic()
-            failpoints.reached("checkpoint.begun")
-            self._environment.checkpoint()
-            failpoints.reached("checkpoint.done")
-            self._remove_logs()
-            self._position, self._time = position, started
-            self.completed += 1
-            logger.debug("checkpoint of %s in %.3f s", self._directory.path, time.monotonic() - started)
+            if self._stopped:
+                raise StorageClosed(f"{self._directory.path} is closed")
+            self._checkpoint()
+
+    def stop(self) -> None:
+        """Make the last checkpoint; every later one is refused.
+
+        Raises:
+            DiskFullError, DamagedError: it could not be made.
+        """
+        with self._running:
+            self._stopped = True
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        position, started = self._environment.log_position(), time.monotonic()
+        failpoints.reached("checkpoint.begun")
+        self._environment.checkpoint()
+        failpoints.reached("checkpoint.done")
+        self._remove_logs()
+        self._position, self._time = position, started
+        self.completed += 1
+        logger.debug("checkpoint of %s in %.3f s", self._directory.path, time.monotonic() - started)
 
     def _remove_logs(self) -> None:
         present = files.log_numbers(self._directory.path)

@@ -110,6 +110,8 @@ class Engine:
             async_log_write: with `durable` False, whether a commit hands its log to the system.
         """
         self.lock = threading.Lock()
+        self._flushed = threading.Condition(self.lock)
+        self._flushing = 0  # guarded by lock: threads that flush or are about to
         self.environment = environment
         self.objects: Table = environment.tables[OBJECTS]
         self.journal = Journal(environment.tables)
@@ -176,13 +178,19 @@ class Engine:
         self._reserved = until
         failpoints.reached("oids.reserved")
 
-    def commit(self, pending: Pending, size: int, origin: Listener | None) -> None:
+    def commit(
+        self, pending: Pending, size: int, origin: Listener | None = None, *, unless: Callable[[], bool] | None = None
+    ) -> bool:
         """Store the records of one transaction; durably, if the engine is.
 
         Args:
             pending: the records.
             size: bytes in them.
             origin: not told about the change.
+            unless: asked under the mutex, before anything is stored.
+
+        Returns:
+            False where `unless` said yes, and nothing was stored.
 
         Raises:
             DanglingReferenceError: they refer to objects that do not exist. Nothing was stored.
@@ -191,11 +199,17 @@ class Engine:
             DamagedError: a file is damaged, or the library has stopped. Nothing was stored.
         """
         with self.lock:
-            self.apply(pending, size, origin)
-        self.make_durable()
+            if unless is not None and unless():
+                return False
+            if not pending:
+                return True
+            self._apply(pending, size, origin)
+            self._flushing += 1
+        self._flush_counted("the commit")
+        return True
 
-    def apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
-        """Do what `commit` does, except for making it durable. The caller holds the mutex."""
+    def _apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
+        """Store the records, all or nothing. The caller holds the mutex."""
         with Change(self, size) as change:
             failpoints.reached("commit.begun")
             for oid, (record, refs) in sorted(pending.items()):
@@ -213,10 +227,22 @@ class Engine:
         failpoints.reached("commit.committed")
 
     def make_durable(self) -> None:
-        """Bring the log to the disk, if the engine is durable. The caller does not hold the mutex."""
-        if self._durable:
-            self._flush("the commit")
-            failpoints.reached("commit.flushed")
+        """Bring everything that is committed to the disk, if the engine is durable."""
+        with self.lock:
+            self.require_open()
+            self._flushing += 1
+        self._flush_counted("a transaction")
+
+    def _flush_counted(self, what: str) -> None:
+        """Flush without the mutex, having been counted, so that nobody closes the environment meanwhile."""
+        try:
+            if self._durable:
+                self._flush(what)
+                failpoints.reached("commit.flushed")
+        finally:
+            with self.lock:
+                self._flushing -= 1
+                self._flushed.notify_all()
 
     def _flush(self, what: str) -> None:
         try:
@@ -225,6 +251,22 @@ class Engine:
             raise CommitInDoubt(
                 f"{what} was applied, and could not be brought to the disk: {explain(error, self.environment.path)}"
             ) from error
+
+    def stop(self) -> None:
+        """Let the commits under way finish, give back the oids that were not handed out, and refuse all that follows.
+
+        Raises:
+            DiskFullError, DamagedError: the oids cannot be given back; they are skipped at the next opening.
+        """
+        with self._flushed:
+            self.closing = True
+            while self._flushing:
+                self._flushed.wait()
+            try:
+                if self._failure is None and self._reserved != self._next_oid:
+                    self._reserve(self._next_oid)
+            finally:
+                self.refuse(StorageClosed(f"{self.environment.path} is closed"))
 
     def change(self, size: int = COLLECTION_BYTES) -> LockedChange:
         """Return a transaction of about `size` bytes that takes the mutex itself."""
@@ -354,12 +396,6 @@ class Engine:
                 row = cursor.next()
         finally:
             cursor.close()
-
-    def give_back_oids(self) -> None:
-        """Make the next opening hand out oids from where this one stopped."""
-        with self.lock:
-            if self._failure is None and self._reserved != self._next_oid:
-                self._reserve(self._next_oid)
 
 
 class Change:

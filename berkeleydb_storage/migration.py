@@ -80,13 +80,14 @@ def _load(engine: Engine, records: Records, progress: Progress) -> Tally:
 
 def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
     digest = seen = 0
-    for key, record in _stored(engine):
-        seen += 1
-        digest += record_digest(record)
-        if record[:8] != key:
-            break
-        if seen % BATCH == 0:
-            progress("verifying", seen)
+    with engine.lock:
+        for key, record in _stored(engine):
+            seen += 1
+            digest += record_digest(record)
+            if record[:8] != key:
+                break
+            if seen % BATCH == 0:
+                progress("verifying", seen)
     if (seen, digest) != (len(tally.stored), tally.digest):
         raise MigrationError(
             f"what was stored in {engine.environment.path} is not what came: is the disk sound? It is empty again"
@@ -95,7 +96,7 @@ def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
 
 
 def _stored(engine: Engine) -> Iterator[tuple[bytes, bytes]]:
-    """Yield every row of the table of objects, in its order; nobody writes meanwhile."""
+    """Yield every row of the table of objects, in its order. The caller holds the mutex."""
     cursor = engine.objects.cursor()
     try:
         row = cursor.first()

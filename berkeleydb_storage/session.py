@@ -127,18 +127,19 @@ class Session(Storage):
         engine, pending = self._engine, self._pending
         records, size = pending.records, pending.size
         pending.clear()
-        while True:
-            if handle_invalidations is not None and self._invalid:
-                handle_invalidations(self.sync())
-            with engine.lock:
-                if handle_invalidations is not None and self._invalid:
-                    continue
-                if not records:
-                    return
-                engine.apply(records, size, self)
-            break
-        engine.make_durable()
-        self._committed(len(records))
+        stale: Callable[[], bool] | None = None
+        if handle_invalidations is not None:
+            handle, stale = handle_invalidations, self._is_stale
+            if stale():
+                handle(self.sync())
+        while not engine.commit(records, size, self, unless=stale):
+            handle(self.sync())
+        if records:
+            self._committed(len(records))
+
+    def _is_stale(self) -> bool:
+        """Whether others changed something since the last `sync`."""
+        return bool(self._invalid)
 
     def sync(self) -> list[bytes]:
         """Return the oids of the objects that others changed, or that were collected, since the last call."""

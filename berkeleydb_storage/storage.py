@@ -17,11 +17,9 @@ from berkeleydb_storage.checkpoint import Checkpointer, CheckpointThread, checkp
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.errors import (
     BerkeleyDBStorageError,
-    DamagedError,
     DiskFullError,
     OptionError,
     ReadOnlyError,
-    StorageClosed,
 )
 from berkeleydb_storage.garbage.collector import Collected, Collector
 from berkeleydb_storage.garbage.policy import GarbageThread, garbage_collection_interface
@@ -233,10 +231,12 @@ class BerkeleyDBStorage(Session):
     def statistics(self) -> Statistics:
         """Return a snapshot of what the storage holds and did."""
         running, engine = self._running, self._engine
-        engine.require_open()
-        state = engine.journal.state
-        cache = engine.environment.cache_statistics()
         checkpointer = running.checkpointer
+        with engine.lock:
+            engine.require_open()
+            state = engine.journal.state
+            cache = engine.environment.cache_statistics()
+            unchecked = checkpointer.numbers().log_bytes if checkpointer else 0
         return Statistics(
             objects=state.objects,
             garbage=state.garbage,
@@ -244,7 +244,7 @@ class BerkeleyDBStorage(Session):
             transactions=engine.journal.tid,
             collected=running.collector.collected,
             checkpoints=checkpointer.completed if checkpointer else 0,
-            log_since_checkpoint=checkpointer.numbers().log_bytes if checkpointer else 0,
+            log_since_checkpoint=unchecked,
             cache_hits=cache["cache_hit"],
             cache_misses=cache["cache_miss"],
             cache_bytes=(cache["gbytes"] << 30) + cache["bytes"],
@@ -336,22 +336,15 @@ class _Running:
         for worker in self._workers:
             worker.stop()
         try:
-            self._last_checkpoint()
-        except (DiskFullError, DamagedError, StorageClosed) as error:
+            self.engine.stop()
+            if self.checkpointer is not None:
+                self.checkpointer.stop()
+                failpoints.reached("close.checkpointed")
+        except BerkeleyDBStorageError as error:
             logger.warning("%s is left to be recovered at the next open: %s", self.opened.directory.path, error)
-            with self.engine.lock:
-                self.engine.refuse(StorageClosed(f"{self.opened.directory.path} is closed"))
             abandon_storage(self.opened)
-            return
-        with self.engine.lock:
-            self.engine.refuse(StorageClosed(f"{self.opened.directory.path} is closed"))
+        else:
             close_storage(self.opened)
-
-    def _last_checkpoint(self) -> None:
-        if self.checkpointer is not None:
-            self.engine.give_back_oids()
-            self.checkpointer.checkpoint()
-            failpoints.reached("close.checkpointed")
 
 
 def _require(policy: object, option: str, *members: str) -> None:
