@@ -107,9 +107,14 @@ class Checkpointer:
         return CheckpointNumbers(written, time.monotonic() - self._time)
 
     def turn(self) -> None:
-        """Ask the policy, and do what it says."""
-        if self.policy.due(self.numbers()):
-            self.checkpoint()
+        """Ask the policy, and do what it says; nothing while a checkpoint runs already, or after `stop`."""
+        if not self._running.acquire(blocking=False):
+            return
+        try:
+            if not self._stopped and self.policy.due(self.numbers()):
+                self._checkpoint()
+        finally:
+            self._running.release()
 
     def checkpoint(self) -> None:
         """Make a checkpoint, and remove the log files that recovery no longer needs.

@@ -99,8 +99,9 @@ class Collector:
         if done:
             failpoints.reached("collect.committed")
             deleted = len(change.deleted)
-            before = self.collected
-            self.collected = Collected(before.objects + deleted, before.bytes + size, before.read + deleted)
+            with self._engine.lock:
+                before = self.collected
+                self.collected = Collected(before.objects + deleted, before.bytes + size, before.read + deleted)
         return done
 
     def _collect(self, limit: int, until: int, change: Change) -> tuple[int, int]:
