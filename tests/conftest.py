@@ -4,11 +4,10 @@ import logging
 
 import pytest
 
-pytest.register_assert_rewrite("berkeleydb_storage.testing")
-
 from berkeleydb_storage import BerkeleyDBStorage
 from berkeleydb_storage.check import check_pages
 
+pytest.register_assert_rewrite("berkeleydb_storage.testing")
 logging.getLogger("durus").setLevel(logging.CRITICAL + 1)
 
 
