@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from struct import Struct
+import struct
 from typing import NamedTuple
 
 FORMAT_VERSION = 1
@@ -20,19 +20,26 @@ RECORD_HEADER = 12
 MAX_LISTED = 4096
 """A transaction that changed more objects than this says so in the journal instead of listing them."""
 
-_UINT64 = Struct(">Q")
-_UINT32_AT = Struct(">L").unpack_from
-_JOURNAL = Struct(">QQQQB")
-_GARBAGE_KEY = Struct(">Q8s")
+_UINT64 = struct.Struct(">Q")
+_UINT32_AT = struct.Struct(">L").unpack_from
+_JOURNAL = struct.Struct(">QQQQB")
+_GARBAGE_KEY = struct.Struct(">Q8s")
 _EVERYTHING = 1
-_CONDEMNED = Struct(">QQ")
+_CONDEMNED = struct.Struct(">QQ")
 
 pack_uint64 = _UINT64.pack
 
 
 def unpack_uint64(data: bytes) -> int:
-    """Return the number in 8 big-endian bytes."""
-    number: int = _UINT64.unpack(data)[0]
+    """Return the number in 8 big-endian bytes.
+
+    Raises:
+        ValueError: they are not 8.
+    """
+    try:
+        number: int = _UINT64.unpack(data)[0]
+    except struct.error:
+        raise ValueError(f"a number has 8 bytes, not {len(data)}: {data[:16]!r}") from None
     return number
 
 
