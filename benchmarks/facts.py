@@ -12,8 +12,10 @@ from pathlib import Path
 
 
 def quiet_durus() -> None:
-    """Keep Durus' FileStorage from writing a line for each commit, as it would: it would look slower than it is."""
-    logging.getLogger("durus").setLevel(logging.WARNING)
+    """Keep Durus' storages from writing a line for each commit, as they would: it would flatter us."""
+    from durus.logger import logger  # sets its own level when it is imported
+
+    logger.setLevel(logging.WARNING)
 
 
 def facts(directory: Path) -> dict[str, str]:
