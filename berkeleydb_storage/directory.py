@@ -71,6 +71,7 @@ class Directory:
         """
         self.path = Path(path)
         self._lock: int | None = None
+        self._owner: int | None = None
         if not self.path.exists():
             raise StorageNotFound(f"{self.path} does not exist: create the directory first, for example with mkdir")
         if not self.path.is_dir():
@@ -119,6 +120,7 @@ class Directory:
         if not read_only:
             os.ftruncate(lock, 0)
             os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+            self._owner = os.getpid()
 
     def _in_use(self, pid: int | None) -> StorageInUse:
         if pid == os.getpid():
@@ -152,8 +154,11 @@ class Directory:
     def release(self) -> None:
         """Unlock the directory. Does nothing when it is not locked."""
         lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
+        if lock is None:
+            return
+        if self._owner == os.getpid():
+            os.ftruncate(lock, 0)
+        os.close(lock)
 
     def read(self) -> Description | None:
         """Return what ``storage.json`` says; None where there is no storage yet.
@@ -255,5 +260,15 @@ class Directory:
 
 
 def _read_pid(descriptor: int) -> int | None:
+    """Return the owner's pid; None where there is none, or only that of one who died while readers hold the lock."""
     digits = os.pread(descriptor, 32, 0).strip()
-    return int(digits) if digits.isdigit() else None
+    if not digits.isdigit():
+        return None
+    pid = int(digits)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return pid
