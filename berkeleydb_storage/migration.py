@@ -10,19 +10,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.engine import META_MIGRATING, META_NEXT_OID, Change, Engine
 from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS
 from berkeleydb_storage.errors import MigrationError, RecoveryNeeded, StorageNotEmpty, describe_oids
-from berkeleydb_storage.format import State, pack_condemned, pack_garbage_key, pack_uint64
-from berkeleydb_storage.tally import Tally, record_digest
+from berkeleydb_storage.format import ROOT_OID, State, pack_condemned, pack_garbage_key, pack_uint64
+from berkeleydb_storage.tally import Tally, digest_of_all
 
 logger = logging.getLogger(__name__)
 
 BATCH = 2000
-"""Records a transaction."""
+BATCH_BYTES = 8 << 20
+"""A transaction has at most so many records, and ends with the one that exceeds so many bytes."""
+LAST_OID = (1 << 64) - 2
+"""The highest that can be stored: there must be one to hand out after it."""
 
 Progress = Callable[[str, int], None]
 Records = Iterable[tuple[bytes, bytes]]
@@ -57,37 +59,61 @@ def _begin(engine: Engine) -> None:
 
 def _load(engine: Engine, records: Records, progress: Progress) -> Tally:
     tally = Tally(engine.environment.tables[REFCOUNTS])
-    source = iter(records)
-    while batch := list(islice(source, BATCH)):
-        with engine.change(sum(len(record) for _, record in batch)) as change:
+    for batch, size in _batches(records):
+        try:
+            tally.add_all(batch)
+        except ValueError as error:
+            raise MigrationError(f"the source cannot be migrated: {error}") from error
+        with engine.change(size) as change:
+            put, transaction = engine.objects.put, change.transaction
             for oid, record in batch:
-                try:
-                    tally.add(oid, record)
-                except ValueError as error:
-                    raise MigrationError(f"the source cannot be migrated: {error}") from error
-                engine.objects.put(oid, record, txn=change.transaction)
-            tally.flush(change.transaction)
+                put(oid, record, txn=transaction)
+            tally.flush(transaction)
         failpoints.reached("migrate.batch")
         progress("loading", len(tally.stored))
-    dangling = tally.dangling() if tally.stored else []
+    if tally.stored:
+        _require_complete(tally)
+    return tally
+
+
+def _batches(records: Records) -> Iterator[tuple[list[tuple[bytes, bytes]], int]]:
+    """Yield the records in lists, each sorted by oid and with its number of bytes."""
+    batch: list[tuple[bytes, bytes]] = []
+    size = 0
+    for row in records:
+        batch.append(row)
+        size += len(row[1])
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            batch.sort()
+            yield batch, size
+            batch, size = [], 0
+    if batch:
+        batch.sort()
+        yield batch, size
+
+
+def _require_complete(tally: Tally) -> None:
+    dangling = tally.dangling()
+    if dangling and dangling[0] == ROOT_OID:
+        raise MigrationError("the source has no root, which is object 0: repair it first")
     if dangling:
         raise MigrationError(
             f"the source refers to {len(dangling)} objects that it does not have ({describe_oids(dangling)}): "
             "pack or repair it first"
         )
-    return tally
+    if tally.stored.max() > LAST_OID:
+        raise MigrationError(f"the source has an object {tally.stored.max()}: oids end at {LAST_OID}")
 
 
 def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
     digest = seen = 0
     with engine.lock:
-        for key, record in _stored(engine):
-            seen += 1
-            digest += record_digest(record)
-            if record[:8] != key:
+        for batch, _ in _batches(_stored(engine)):
+            seen += len(batch)
+            digest += digest_of_all([record for _, record in batch])
+            if any(not record.startswith(oid) for oid, record in batch):
                 break
-            if seen % BATCH == 0:
-                progress("verifying", seen)
+            progress("verifying", seen)
     if (seen, digest) != (len(tally.stored), tally.digest):
         raise MigrationError(
             f"what was stored in {engine.environment.path} is not what came: is the disk sound? It is empty again"

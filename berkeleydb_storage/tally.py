@@ -6,6 +6,9 @@ For one thread.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from struct import unpack
 from zlib import crc32
 
 from pyroaring import BitMap64
@@ -52,6 +55,42 @@ class Tally:
             else:
                 referenced.add(target)
 
+    def add_all(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """Count the references of many records: as `add` of each, in half the time.
+
+        Args:
+            rows: (oid, record) of each; a few thousand.
+
+        Raises:
+            ValueError: one is malformed or came before; what is counted is then of no use.
+        """
+        found: list[bytes] = []
+        for oid, record in rows:
+            found += references(oid, record)
+        records = [record for _, record in rows]
+        self._store_all(_numbers([oid for oid, _ in rows]))
+        self._refer_all(_numbers(found))
+        self.digest += digest_of_all(records)
+
+    def _store_all(self, numbers: tuple[int, ...]) -> None:
+        fresh = BitMap64(numbers)
+        if len(fresh) != len(numbers) or not fresh.isdisjoint(self.stored):
+            raise ValueError(f"object {_first_repeated(numbers, self.stored)} comes twice")
+        self.stored |= fresh
+
+    def _refer_all(self, numbers: tuple[int, ...]) -> None:
+        times, extra = Counter(numbers), self._extra
+        targets = BitMap64(times)
+        known = targets & self.referenced
+        self.referenced |= targets
+        for number in known:
+            ref = pack_uint64(number)
+            extra[ref] = extra.get(ref, 0) + times.pop(number)
+        for number, count in times.items():
+            if count > 1:
+                ref = pack_uint64(number)
+                extra[ref] = extra.get(ref, 0) + count - 1
+
     def flush(self, transaction: Transaction | None = None) -> None:
         """Write the counts into the table. Call it every few thousand records, and at the end."""
         for oid, more in sorted(self._extra.items()):
@@ -79,3 +118,21 @@ class Tally:
 def record_digest(record: bytes) -> int:
     """Return a number that depends on the whole record, its oid included."""
     return crc32(record) << 32 | len(record)
+
+
+def digest_of_all(records: Sequence[bytes]) -> int:
+    """Return the sum of `record_digest` over records of less than 4 GiB each."""
+    return (sum(map(crc32, records)) << 32) + sum(map(len, records))
+
+
+def _numbers(oids: Sequence[bytes]) -> tuple[int, ...]:
+    return unpack(f">{len(oids)}Q", b"".join(oids))
+
+
+def _first_repeated(numbers: Sequence[int], stored: BitMap64) -> int:
+    seen = BitMap64(stored)
+    for number in numbers:
+        if number in seen:
+            break
+        seen.add(number)
+    return number
