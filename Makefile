@@ -1,0 +1,43 @@
+# make demo and make test set up what is missing first. PYTHON=… chooses the interpreter, ARGS=… is passed on.
+
+PYTHON ?= python3
+ARGS ?=
+RUN := .venv/bin/python
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench wheel clean set-up set-up-dev
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/    make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+
+demo: set-up ## set up, then run the main job on real input (a minute or two)
+	@$(RUN) -m demo $(ARGS)
+
+test: set-up-dev ## set up, then run the tests, but for the slow ones
+	@$(RUN) -m pytest -m "not slow" $(ARGS)
+
+test-slow: set-up-dev ## run the slow tests
+	@$(RUN) -m pytest -m slow $(ARGS)
+
+check: set-up-dev ## run the linter, the formatter and the type checker; they change nothing
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
+
+bench: set-up ## measure the package beside its peers
+	@$(RUN) -m benchmarks $(ARGS)
+
+wheel: set-up-dev ## build dist/*.whl
+	@rm -rf build dist
+	@$(RUN) -m build --wheel .
+
+clean: ## remove everything that the other targets made
+	rm -rf .venv build dist demo-data *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+set-up:
+	@scripts/setup.sh run
+
+set-up-dev:
+	@scripts/setup.sh dev
