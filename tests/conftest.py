@@ -7,7 +7,7 @@ import pytest
 from berkeleydb_storage import BerkeleyDBStorage
 from berkeleydb_storage.check import check_pages
 
-pytest.register_assert_rewrite("berkeleydb_storage.testing")
+pytest.register_assert_rewrite("berkeleydb_storage.testing", "graphs")
 logging.getLogger("durus").setLevel(logging.CRITICAL + 1)
 
 
