@@ -69,7 +69,7 @@ class StorageInUse(BerkeleyDBStorageError):
         pid: the holder's process id, or None where it could not be read.
     """
 
-    def __init__(self, message: str, pid: int | None) -> None:
+    def __init__(self, message: str, pid: int | None = None) -> None:
         super().__init__(message)
         self.pid = pid
 

@@ -5,6 +5,7 @@ Users may write their own: a subclass of `garbage_collection_interface`, or anyt
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from berkeleydb_storage.errors import OptionError
@@ -60,8 +61,10 @@ class GarbageInline(garbage_collection_interface):
 
     def __init__(self, grace: float = GRACE, factor: float = 2.0, least: int = 10) -> None:
         """Set the grace period in seconds, the objects to delete for each one stored, and the least of them."""
-        if grace < 0 or factor < 0 or least < 0:
-            raise OptionError(f"grace, factor and least are not negative: {grace!r}, {factor!r}, {least!r}")
+        if not (0 <= grace < inf and 0 <= factor < inf and least >= 0):
+            raise OptionError(
+                f"grace, factor and least are finite and not negative, not {grace!r}, {factor!r}, {least!r}"
+            )
         self.grace = grace
         self.factor = factor
         self.least = least
@@ -76,8 +79,10 @@ class GarbageThread(garbage_collection_interface):
 
     def __init__(self, grace: float = GRACE, interval: float = 0.1) -> None:
         """Set the grace period and the interval between two turns, in seconds."""
-        if grace < 0 or interval <= 0:
-            raise OptionError(f"grace is not negative and interval positive, not {grace!r} and {interval!r}")
+        if not (0 <= grace < inf and 0 < interval < inf):
+            raise OptionError(
+                f"grace is finite and not negative, interval finite and positive, not {grace!r} and {interval!r}"
+            )
         self.grace = grace
         self.interval = interval
 
