@@ -170,11 +170,17 @@ class Engine:
         return oid == ROOT_OID or unpack_uint64(oid) < self._next_oid
 
     def _reserve(self, until: int) -> None:
-        """Reserve the oids below `until`. The caller holds the mutex."""
-        with Change(self, 0) as change:
-            self._meta.put(META_NEXT_OID, pack_uint64(until), txn=change.transaction)
-        if self._durable:
-            self._flush("the reservation of oids")
+        """Reserve the oids below `until`. The caller holds the mutex.
+
+        Those of a read-only storage are good for nothing, so that nothing is written: a client that asks a server
+        for oids before it commits gets its refusal as a conflict, from the commit.
+        """
+        self.require_open()
+        if self.environment.writable:
+            with Change(self, 0) as change:
+                self._meta.put(META_NEXT_OID, pack_uint64(until), txn=change.transaction)
+            if self._durable:
+                self._flush("the reservation of oids")
         self._reserved = until
         failpoints.reached("oids.reserved")
 
@@ -351,6 +357,11 @@ class Engine:
         """Answer everything from now on with `error`."""
         self._failure = error
         self.objects = _Refusing(error)
+
+    @property
+    def highest(self) -> bytes:
+        """An oid that no object's is above."""
+        return self._highest
 
     def is_new(self, oid: bytes) -> bool:
         """Tell without a look into the table whether no object of this oid was ever stored. Under the mutex."""

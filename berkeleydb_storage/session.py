@@ -153,7 +153,7 @@ class Session(Storage):
         """Return an oid that was never returned before.
 
         Raises:
-            ReadOnlyError, DiskFullError, DamagedError, StorageClosed, CommitInDoubt: none can be reserved.
+            DiskFullError, DamagedError, StorageClosed, CommitInDoubt: none can be reserved.
         """
         return self._engine.new_oid()
 
@@ -177,10 +177,14 @@ class Session(Storage):
         return self._in_order(batch_size) if self._ordered else self._unordered(batch_size)
 
     def _in_order(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
-        start = b""
+        """Go up to the highest oid there is at first, so that it ends while others add objects."""
+        start, last = b"", self._engine.highest
         while rows := self._engine.rows(start, batch_size):
-            yield from rows
             start = rows[-1][0] + b"\0"
+            if start > last:
+                yield from [row for row in rows if row[0] <= last]
+                return
+            yield from rows
 
     def _unordered(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
         """Take all oids at once, so that none is missed or met twice while the table is written to."""

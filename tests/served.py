@@ -1,0 +1,108 @@
+"""Durus' own server on a storage, in a subprocess, with as many clients as a test wants."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from durus.client_storage import ClientStorage
+
+import berkeleydb_storage
+
+PACKAGE_PARENT = str(Path(berkeleydb_storage.__file__).parents[1])
+PATIENCE = 60
+"""Seconds after which something that ought to happen counts as not happening."""
+
+
+class Served:
+    """``durus -s`` on the storage in `directory`, listening on a Unix socket when the constructor returns."""
+
+    def __init__(self, directory, *options, storage_class="berkeleydb_storage.BerkeleyDBStorage", path=()):
+        self.directory = directory
+        self._sockets = tempfile.TemporaryDirectory(prefix="served-")
+        self.address = os.path.join(self._sockets.name, "socket")  # noqa: PTH118 - Durus wants a str
+        self._clients = []
+        self._lines = []
+        self._news = threading.Condition()
+        command = [sys.executable, "-m", "durus", "-s", f"--file={directory}", f"--address={self.address}"]
+        command += ["--logginglevel=20", f"--storage-class={storage_class}", *options]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *map(str, path)])}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=directory)
+        self._reader = threading.Thread(target=self._read, name="output of the server", daemon=True)
+        self._reader.start()
+        self.wait_for("Ready on")
+
+    def _read(self):
+        for line in self.process.stderr:
+            with self._news:
+                self._lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._lines.append("")
+            self._news.notify_all()
+
+    def wait_for(self, text, *, after=0):
+        """Wait until the server has logged a line with `text`, not counting the first `after` lines."""
+
+        def there():
+            return self._lines[-1:] == [""] or any(text in line for line in self._lines[after:])
+
+        with self._news:
+            assert self._news.wait_for(there, PATIENCE), f"no {text!r} in {self.output}"
+            assert any(text in line for line in self._lines[after:]), f"no {text!r} in {self.output}"
+
+    @property
+    def lines(self):
+        """The number of lines logged so far."""
+        return len(self._lines)
+
+    @property
+    def output(self):
+        """What the server has written."""
+        return "".join(self._lines)
+
+    def client(self):
+        """Return a new client."""
+        client = ClientStorage(address=self.address)
+        self._clients.append(client)
+        return client
+
+    def pack(self, client):
+        """Ask for a pack, and wait until it is done."""
+        before = self.lines
+        client.pack()
+        self.wait_for("gc at", after=before)
+
+    def stop(self):
+        """Let the server close its storage and end."""
+        if self.process.poll() is None:
+            quitter = self.client()
+            quitter.s.sendall(b"Q")
+        self._end()
+        assert self.process.returncode == 0, self.output
+
+    def kill(self):
+        """End the server by SIGKILL."""
+        self.process.send_signal(signal.SIGKILL)
+        self._end()
+
+    def _end(self):
+        for client in self._clients:
+            client.s.close()
+        self.process.wait(PATIENCE)
+        self._reader.join()
+        self.process.stderr.close()
+        self._sockets.cleanup()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if self.process.poll() is not None or error is not None:
+            self.kill()
+            assert error is not None, f"the server ended: {self.output}"
+        else:
+            self.stop()
