@@ -1,0 +1,11 @@
+"""The commands of ``durus-bdb``: each module has some, `ALL` lists them. Only these modules print."""
+
+from berkeleydb_storage.commands.command import Command
+from berkeleydb_storage.commands.console import Console
+from berkeleydb_storage.commands.looking import CENSUS, CHECK, STAT
+from berkeleydb_storage.commands.moving import DUMP, EXPORT, LOAD, MIGRATE
+from berkeleydb_storage.commands.packing import PACK
+
+ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, DUMP, LOAD, PACK)
+
+__all__ = ["ALL", "Command", "Console"]

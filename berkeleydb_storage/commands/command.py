@@ -1,0 +1,75 @@
+"""What a command is, and the arguments that several have in common."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import fill
+
+from berkeleydb_storage.commands.console import Console
+from berkeleydb_storage.options import DEFAULT_CACHE
+
+WIDTH = 80
+"""Of the descriptions."""
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of ``durus-bdb``."""
+
+    name: str
+    summary: str
+    """One line: what it does."""
+    description: str
+    """What a user has to know: what is written, what happens on errors, exit codes."""
+    example: str
+    """A command line, and perhaps what it prints."""
+    configure: Callable[[argparse.ArgumentParser], None]
+    """Adds its arguments."""
+    run: Callable[[argparse.Namespace, Console], int]
+    """Does it, and returns the exit code."""
+
+    def add_to(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        """Add the parser of the command."""
+        parser = commands.add_parser(
+            self.name,
+            help=self.summary,
+            description=f"{self.summary[0].upper()}{self.summary[1:]}.\n\n{fill(self.description, WIDTH)}",
+            epilog=f"example:\n  {self.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.configure(parser)
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+        parser.add_argument("-q", "--quiet", action="store_true", help="no progress, no result in words: only errors")
+        parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice: everything")
+        parser.set_defaults(run=self.run)
+
+
+def add_directory(parser: argparse.ArgumentParser, help: str = "the directory of the storage") -> None:
+    """Add the argument DIRECTORY, and how much memory to use for it."""
+    parser.add_argument("directory", metavar="DIRECTORY", help=help)
+    parser.add_argument(
+        "--cachesize",
+        type=size,
+        default=DEFAULT_CACHE,
+        metavar="BYTES",
+        help="memory for pages, such as 64M (default) or 1G",
+    )
+
+
+def size(text: str) -> int:
+    """Return the number of bytes in a text such as "64M"."""
+    found = re.fullmatch(r"(\d+)([kmg]?)", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 1000000, 64M or 1G")
+    return int(found[1]) << _UNITS[found[2]]
+
+
+def oid(text: str) -> int:
+    """Return the number of an object."""
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of an object")
+    return int(text)

@@ -1,0 +1,248 @@
+"""Commands that look at a storage: check, stat, census."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from berkeleydb_storage import inspection
+from berkeleydb_storage.check import Fault, check_pages
+from berkeleydb_storage.commands.command import Command, add_directory
+from berkeleydb_storage.commands.console import Console
+from berkeleydb_storage.directory import CLOSED, CREATING, Directory
+from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.inspection import ClassCount, FileSize, Inside, Outside
+from berkeleydb_storage.progress import Progress
+from berkeleydb_storage.storage import BerkeleyDBStorage
+
+
+class _Findings:
+    """What a check has found so far."""
+
+    def __init__(self) -> None:
+        self.objects = self.garbage = 0
+        self.faults: list[Fault] = []
+        self.repaired: list[Fault] = []
+        self.pages = False
+
+    def look_inside(self, storage: BerkeleyDBStorage, repair: bool, progress: Progress) -> None:
+        """Check what an open storage holds; what was repaired is checked again."""
+        report = storage.check(repair=repair, progress=progress)
+        if report.repaired:
+            self.repaired = [fault for fault in report.faults if fault.repairable]
+            report = storage.check(progress=progress)
+        self.objects, self.garbage = report.objects, report.garbage
+        self.faults += report.faults
+
+    def look_at_files(self, path: str, progress: Progress) -> None:
+        """Check the pages of a storage that is closed, and stays so meanwhile; those of a damaged one as they are."""
+        with _locked(path) as directory:
+            description = directory.read()
+            if description is None or not (description.state == CLOSED or self.faults):
+                return
+            try:
+                self.faults += check_pages(directory.path, progress)
+            except FileNotFoundError:
+                if not self.faults:
+                    raise
+            else:
+                self.pages = True
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[Directory]:
+    directory = Directory(path)
+    directory.acquire(read_only=True)
+    try:
+        yield directory
+    finally:
+        directory.release()
+
+
+def _check(arguments: argparse.Namespace, console: Console) -> int:
+    found, started = _Findings(), time.monotonic()
+    with console.progress() as progress:
+        try:
+            with inspection.open_gently(
+                arguments.directory,
+                read_only=arguments.read_only,
+                cachesize=arguments.cachesize,
+                repair=arguments.repair,
+            ) as storage:
+                progress.totals["objects"] = storage.get_size()
+                found.look_inside(storage, arguments.repair, progress)
+        except DamagedError as error:
+            found.faults.append(Fault("page", str(error), repairable=False))
+        if arguments.pages:
+            found.look_at_files(arguments.directory, progress)
+    _report(arguments, console, found, time.monotonic() - started)
+    return 1 if found.faults else 0
+
+
+def _report(arguments: argparse.Namespace, console: Console, found: _Findings, seconds: float) -> None:
+    values = {
+        "directory": arguments.directory,
+        "sound": not found.faults,
+        "objects": found.objects,
+        "garbage": found.garbage,
+        "pages": found.pages,
+        "seconds": round(seconds, 3),
+        "faults": [asdict(fault) for fault in found.faults],
+        "repaired": [asdict(fault) for fault in found.repaired],
+    }
+    lines = [f"repaired: {fault.kind}: {fault.message}" for fault in found.repaired]
+    lines += [f"fault: {fault.kind}: {fault.message}" for fault in found.faults]
+    lines.append(f"{arguments.directory}: {_verdict(found)}, in {seconds:.1f} s")
+    console.result(values, "\n".join(lines), essential=bool(found.faults or found.repaired))
+
+
+def _verdict(found: _Findings) -> str:
+    pages = "every page" if found.pages else "the pages not looked at one by one"
+    if not found.faults:
+        return f"sound; {found.objects:,} objects, {found.garbage:,} of them garbage, {pages}"
+    mendable = sum(fault.repairable for fault in found.faults)
+    advice = f"{mendable:,} of which --repair mends" if mendable else "none of which can be repaired: restore a backup"
+    return f"{len(found.faults):,} faults, {advice}"
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    add_directory(parser)
+    parser.add_argument("--repair", action="store_true", help="rebuild counts, queues and totals where they are wrong")
+    parser.add_argument("--read-only", action="store_true", help="never write: what crashed is checked in a copy")
+    parser.add_argument(
+        "--pages",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="verify the checksum of every page of the closed files, about 100 MB/s (default: yes)",
+    )
+
+
+CHECK = Command(
+    "check",
+    "verify everything in a storage",
+    "Pages, records, references, counts, queues and "
+    "totals. Every fault is printed. A storage that was not closed is recovered first, in place. "
+    "Exit code: 0 sound, 1 faults, 2 it could not be checked.",
+    "durus-bdb check db --repair",
+    _check_arguments,
+    _check,
+)
+
+
+def _stat(arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.outside:
+        outside, inside = inspection.outside(arguments.directory), None
+    else:
+        outside, inside = inspection.stat(arguments.directory)
+    values = {**asdict(outside), "disk": outside.disk, "inside": None}
+    if inside is not None:
+        values["inside"] = {**asdict(inside), "cache_hit_rate": inside.cache_hit_rate}
+    console.result(values, "\n".join(_stat_lines(outside, inside)), essential=True)
+    return 0
+
+
+def _stat_lines(outside: Outside, inside: Inside | None) -> Iterator[str]:
+    written = f"{outside.type}, format {outside.format}, Berkeley DB {outside.library}"
+    yield f"{outside.path}: {written}, {_state(outside)}"
+    if inside is None:
+        yield "what it holds is not known without opening it"
+    else:
+        yield from _inside_lines(inside)
+    yield _log_line(outside)
+    yield from _file_lines((*outside.tables, *outside.logs))
+
+
+def _state(outside: Outside) -> str:
+    if outside.pid is not None:
+        return f"in use by process {outside.pid}"
+    if outside.state == CLOSED:
+        return "closed"
+    return "being created" if outside.state == CREATING else "not closed: in use, or to be recovered when it is opened"
+
+
+def _inside_lines(inside: Inside) -> Iterator[str]:
+    waiting = "" if inside.garbage_age is None else f", the oldest for {inside.garbage_age:,.0f} s"
+    when = datetime.fromtimestamp(inside.last_transaction).astimezone().isoformat(sep=" ", timespec="seconds")
+    rate = "" if inside.cache_hit_rate is None else f" ({inside.cache_hit_rate:.1%})"
+    pages = inside.cache_hits + inside.cache_misses
+    yield f"objects        {inside.objects:,}"
+    yield f"garbage        {inside.garbage:,} waiting{waiting}"
+    yield f"suspects       {inside.suspects:,}"
+    yield f"transactions   {inside.transactions:,}, the last at {when}"
+    yield f"cache          {inside.cache_hits:,} hits of {pages:,}{rate} since it was opened, for this"
+
+
+def _log_line(outside: Outside) -> str:
+    size = sum(file.disk for file in outside.logs)
+    needed = "nothing to recover" if outside.state == CLOSED else "to be recovered from, when nobody has it open"
+    files = f"{len(outside.logs):,} file{'' if len(outside.logs) == 1 else 's'}"
+    return f"log            {files}, {size / 1e6:,.1f} MB; {needed}"
+
+
+def _file_lines(sizes: Sequence[FileSize]) -> Iterator[str]:
+    yield f"{'file':<15}{'bytes':>18}{'on disk':>18}"
+    for size in sizes:
+        yield f"{size.name:<15}{size.bytes:>18,}{size.disk:>18,}"
+    yield f"{'':<15}{sum(size.bytes for size in sizes):>18,}{sum(size.disk for size in sizes):>18,}"
+
+
+def _stat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIRECTORY", help="the directory of the storage")
+    parser.add_argument("--outside", action="store_true", help="do not open it: only what its files tell")
+
+
+STAT = Command(
+    "stat",
+    "show size, cache, log, garbage and files of a storage",
+    "Nothing is written "
+    "to DIRECTORY. When another process has it open, what its files tell is shown. One that was not "
+    "closed is copied into the temporary directory and recovered there, unless --outside is given.",
+    "durus-bdb stat db",
+    _stat_arguments,
+    _stat,
+)
+
+
+def _census(arguments: argparse.Namespace, console: Console) -> int:
+    with (
+        BerkeleyDBStorage(arguments.directory, read_only=True, cachesize=arguments.cachesize) as storage,
+        console.progress(counting=storage.get_size()) as progress,
+    ):
+        counts = inspection.census(storage, progress)
+    if arguments.by != "bytes":
+        counts.sort(key=lambda line: line.name if arguments.by == "class" else -line.objects)
+    values: dict[str, Any] = {
+        "directory": arguments.directory,
+        "objects": sum(line.objects for line in counts),
+        "bytes": sum(line.bytes for line in counts),
+        "classes": [{"class": line.name, "objects": line.objects, "bytes": line.bytes} for line in counts],
+    }
+    total = ClassCount("in all", values["objects"], values["bytes"])
+    console.result(values, "\n".join(_census_lines([*counts, total])), essential=True)
+    return 0
+
+
+def _census_lines(counts: Sequence[ClassCount]) -> Iterator[str]:
+    yield f"{'objects':>15}{'bytes':>18}  class"
+    for line in counts:
+        yield f"{line.objects:>15,}{line.bytes:>18,}  {line.name}"
+
+
+def _census_arguments(parser: argparse.ArgumentParser) -> None:
+    add_directory(parser)
+    parser.add_argument("--by", choices=("bytes", "objects", "class"), default="bytes", help="order (default: bytes)")
+
+
+CENSUS = Command(
+    "census",
+    "count objects and bytes of each class",
+    "All objects are read, garbage included; memory does\nnot grow with their number. DIRECTORY is not written to.",
+    "durus-bdb census db --by objects",
+    _census_arguments,
+    _census,
+)
