@@ -121,8 +121,11 @@ class ReadOnlyError(CommitRefused):
     """Raised when something would write to a storage that was opened read-only."""
 
 
-class DiskFullError(CommitRefused):
-    """Raised when there is not enough room on the disk to commit safely; try again when there is."""
+class DiskFullError(CommitRefused, OSError):
+    """Raised when there is not enough room on the disk to commit safely; try again when there is.
+
+    It is an OSError because Durus' server goes on after one, whatever its client asked for.
+    """
 
 
 class DanglingReferenceError(CommitRefused):

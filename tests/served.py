@@ -1,6 +1,7 @@
 """Durus' own server on a storage, in a subprocess, with as many clients as a test wants."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,15 +23,24 @@ class Served:
 
     def __init__(self, directory, *options, storage_class="berkeleydb_storage.BerkeleyDBStorage", path=()):
         self.directory = directory
-        self._sockets = tempfile.TemporaryDirectory(prefix="served-")
-        self.address = os.path.join(self._sockets.name, "socket")  # noqa: PTH118 - Durus wants a str
+        self._sockets = Path(tempfile.mkdtemp(prefix="served-"))
+        self.address = str(self._sockets / "socket")
         self._clients = []
         self._lines = []
         self._news = threading.Condition()
         command = [sys.executable, "-m", "durus", "-s", f"--file={directory}", f"--address={self.address}"]
         command += ["--logginglevel=20", f"--storage-class={storage_class}", *options]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *map(str, path)])}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=directory)
+        self._command = command
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *map(str, path)])}
+        self.restart()
+
+    def restart(self):
+        """Start the server, for the first time or after `stop`."""
+        self._sockets.mkdir(exist_ok=True)
+        self._lines.clear()
+        self.process = subprocess.Popen(
+            self._command, stderr=subprocess.PIPE, text=True, env=self.environment, cwd=self.directory
+        )
         self._reader = threading.Thread(target=self._read, name="output of the server", daemon=True)
         self._reader.start()
         self.wait_for("Ready on")
@@ -95,14 +105,15 @@ class Served:
         self.process.wait(PATIENCE)
         self._reader.join()
         self.process.stderr.close()
-        self._sockets.cleanup()
+        self._clients.clear()
+        shutil.rmtree(self._sockets)
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
-        if self.process.poll() is not None or error is not None:
+        if error is None and self.process.poll() is None:
+            self.stop()
+        else:
             self.kill()
             assert error is not None, f"the server ended: {self.output}"
-        else:
-            self.stop()
