@@ -71,7 +71,7 @@ class CheckpointInline(checkpoint_interface):
 
     def __init__(self, log_bytes: int = LOG_BYTES, seconds: float = SECONDS) -> None:
         """Set the limits: bytes of log, and seconds; either is enough, if anything was written at all."""
-        if log_bytes <= 0 or seconds <= 0:
+        if not (log_bytes > 0 and seconds > 0):
             raise OptionError(f"log_bytes and seconds are positive, not {log_bytes!r} and {seconds!r}")
         self.log_bytes = log_bytes
         self.seconds = seconds
@@ -152,7 +152,8 @@ class Checkpointer:
         present = files.log_numbers(self._directory.path)
         needless = set(self._environment.removable_logs()) & set(present[:-1])
         needed = [number for number in present if number not in needless]
-        self._directory.update(first_log=needed[0], last_log=needed[-1])
+        log, offset = self._environment.last_checkpoint()
+        self._directory.update(first_log=needed[0], last_log=needed[-1], checkpoint_log=log, checkpoint_offset=offset)
         failpoints.reached("checkpoint.logs-noted")
         for number in sorted(needless):
             (self._directory.path / files.log_name(number)).unlink(missing_ok=True)

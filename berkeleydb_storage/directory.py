@@ -18,14 +18,18 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from berkeleydb_storage import files
 from berkeleydb_storage.errors import (
     BerkeleyDBStorageError,
     DamagedError,
+    DiskFullError,
     LibraryMismatch,
     NewerFormat,
     NotAStorage,
@@ -34,11 +38,16 @@ from berkeleydb_storage.errors import (
 )
 from berkeleydb_storage.files import TABLE_SUFFIX
 from berkeleydb_storage.format import FORMAT_VERSION
+from berkeleydb_storage.options import TYPES
 
 LOCK = "lock"
 DESCRIPTION = "storage.json"
+FRESH = DESCRIPTION + ".new"
+"""What replaces it; left behind where that was interrupted."""
 
 CREATING, OPEN, CLOSED = "creating", "open", "closed"
+
+_LIBRARY = re.compile(r"\d+(\.\d+)+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,31 @@ class Description:
     """Number of the oldest log file that recovery may need; 0 when there is none yet."""
     last_log: int = 0
     """Number of the newest log file known; there may be newer ones when the state is "open"."""
+    checkpoint_log: int = 0
+    """Number of the log file that has the record of the newest known checkpoint; 0 when none is known."""
+    checkpoint_offset: int = 0
+    """Where that record begins in its file, in bytes."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """File name -> bytes of each table when the storage was closed; empty when the state is not "closed"."""
+
+    def __post_init__(self) -> None:
+        """Refuse what this package does not write.
+
+        Raises:
+            ValueError: it names the value.
+        """
+        numbers = (self.first_log, self.last_log, self.checkpoint_log, self.checkpoint_offset)
+        sizes = self.sizes if isinstance(self.sizes, dict) else {"sizes": None}
+        right = {
+            "format": type(self.format) is int and self.format >= 0,
+            "library": isinstance(self.library, str) and _LIBRARY.fullmatch(self.library) is not None,
+            "type": self.type in TYPES,
+            "state": self.state in (CREATING, OPEN, CLOSED),
+            "a number": all(type(number) is int and number >= 0 for number in (*numbers, *sizes.values())),
+        }
+        for what, holds in right.items():
+            if not holds:
+                raise ValueError(f"{what} has an impossible value")
 
 
 class Directory:
@@ -72,12 +106,15 @@ class Directory:
         self.path = Path(path)
         self._lock: int | None = None
         self._owner: int | None = None
+        self._found = b""
         if not self.path.exists():
             raise StorageNotFound(f"{self.path} does not exist: create the directory first, for example with mkdir")
         if not self.path.is_dir():
             raise NotAStorage(f"{self.path} is not a directory: a storage is a directory{self._hint()}")
 
     def _hint(self) -> str:
+        if not self.path.is_file():
+            return ""
         try:
             with self.path.open("rb") as file:
                 start = file.read(16)
@@ -94,6 +131,8 @@ class Directory:
             StorageInUse: another opener holds it; its pid is named.
             StorageNotFound: `read_only`, and there is no storage in it.
             NotAStorage: it holds files of something else.
+            DamagedError: it holds a storage without its description.
+            DiskFullError: there is no room for the lock.
         """
         self._refuse_foreign(read_only)
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
@@ -107,20 +146,19 @@ class Directory:
                     f"{self.path} is not writable for this process ({error.strerror}): "
                     "open it with read_only=True, or mend its permissions"
                 ) from error
-            raise
+            raise self._explained(error) from error
         try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = _read_pid(lock)
+            if not _locked(lock, exclusively=not read_only):
+                raise self._in_use(_owner(lock))
+            self._refuse_foreign(read_only)
+        except BaseException:
             os.close(lock)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise self._in_use(pid) from None
+            raise
         self._lock = lock
         if not read_only:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+            self._found = os.pread(lock, 32, 0)
             self._owner = os.getpid()
+            _replace(lock, b"%d\n" % os.getpid())
 
     def _in_use(self, pid: int | None) -> StorageInUse:
         if pid == os.getpid():
@@ -135,11 +173,14 @@ class Directory:
         names = set(os.listdir(self.path))
         if DESCRIPTION in names:
             return
-        if not read_only and LOCK in names:
-            return
-        foreign = sorted(name for name in names if not name.startswith(".") and name not in ("lost+found", LOCK))
+        ours = ("lost+found", LOCK, FRESH)
+        foreign = sorted(name for name in names if not name.startswith(".") and name not in ours)
         if not foreign:
             return
+        if LOCK in names and all(_is_librarys(name) for name in foreign):
+            raise DamagedError(
+                f"{self.path / DESCRIPTION} is missing, and the tables of a storage are there: restore it from a backup"
+            )
         if any(name.startswith(("__db.", "log.")) or name.endswith(TABLE_SUFFIX) for name in foreign):
             what = (
                 "a Berkeley DB environment that this package did not write; a directory of the durus-berkeleydbstorage "
@@ -151,13 +192,17 @@ class Directory:
             f"{self.path} holds {what} ({', '.join(foreign[:3])}): a new storage needs an empty directory"
         )
 
-    def release(self) -> None:
-        """Unlock the directory. Does nothing when it is not locked."""
+    def release(self, *, refused: bool = False) -> None:
+        """Unlock the directory. Does nothing when it is not locked.
+
+        Args:
+            refused: the directory could not be opened; the lock file gets the contents that it had.
+        """
         lock, self._lock = self._lock, None
         if lock is None:
             return
         if self._owner == os.getpid():
-            os.ftruncate(lock, 0)
+            _replace(lock, self._found if refused else b"")
         os.close(lock)
 
     def read(self) -> Description | None:
@@ -174,8 +219,8 @@ class Directory:
             return None
         try:
             values = json.loads(text)
-            version = int(values["format"])
-            if version > FORMAT_VERSION:
+            version = values["format"]
+            if type(version) is int and version > FORMAT_VERSION:
                 raise NewerFormat(
                     f"{self.path} has format {version}, and this version of the package reads up to {FORMAT_VERSION}: "
                     "install a newer durus-berkeleydbstorage"
@@ -185,15 +230,28 @@ class Directory:
             raise DamagedError(f"{where} is damaged ({error}): restore it from a backup") from error
 
     def write(self, description: Description) -> None:
-        """Replace ``storage.json``; when this returns, the new one is on the disk."""
-        fresh = self.path / (DESCRIPTION + ".new")
-        with fresh.open("w") as file:
-            json.dump(asdict(description), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path / DESCRIPTION)
-        self.sync()
+        """Replace ``storage.json``; when this returns, the new one is on the disk.
+
+        Raises:
+            DiskFullError: there is no room for it; the old one is there.
+        """
+        fresh = self.path / FRESH
+        try:
+            with fresh.open("w") as file:
+                json.dump(asdict(description), file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path / DESCRIPTION)
+            self.sync()
+        except OSError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: OSError) -> Exception:
+        """Return a `DiskFullError` where that is what it is, or else the error itself."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFullError(f"no room on the disk of {self.path}: free some, then go on ({error.strerror})")
+        return error
 
     def update(self, **changes: object) -> Description:
         """Replace single values of ``storage.json``, and return all of them."""
@@ -216,7 +274,7 @@ class Directory:
     def clear(self) -> None:
         """Remove what an interrupted creation left behind: every table and log, never anything else."""
         for name in os.listdir(self.path):
-            if files.log_number(name) is not None or name.endswith(TABLE_SUFFIX):
+            if _is_librarys(name):
                 (self.path / name).unlink()
 
     def copy_to(self, target: Path) -> None:
@@ -224,6 +282,11 @@ class Directory:
         for name in os.listdir(self.path):
             if files.log_number(name) is not None or name.endswith(TABLE_SUFFIX) or name == DESCRIPTION:
                 shutil.copyfile(self.path / name, target / name)
+
+    def sizes(self, tables: Iterable[str]) -> dict[str, int]:
+        """Return the bytes of each table's file, by its name."""
+        names = [name + TABLE_SUFFIX for name in tables]
+        return {name: (self.path / name).stat().st_size for name in names}
 
     def verify_library(self, description: Description, library: str) -> None:
         """Compare the version of the library with the one that wrote the files; the patch level may differ.
@@ -247,8 +310,11 @@ class Directory:
             where = self.path / (name + TABLE_SUFFIX)
             if not where.exists():
                 raise DamagedError(f"{where} is missing: restore the storage from a backup")
-            if where.stat().st_size < files.PAGE_SIZE:
-                raise DamagedError(f"{where} is cut off: restore the storage from a backup")
+            size, least = where.stat().st_size, description.sizes.get(where.name, files.PAGE_SIZE)
+            if size < least:
+                raise DamagedError(
+                    f"{where} is cut off, it has {size} of {least} bytes: restore the storage from a backup"
+                )
         present = set(files.log_numbers(self.path))
         last = max(present | {description.last_log})
         for number in range(description.first_log, last + 1):
@@ -257,18 +323,49 @@ class Directory:
                     f"{self.path / files.log_name(number)} is missing, and log files {description.first_log} to {last} "
                     "are needed: put it back, or restore the storage from a backup"
                 )
+        self._verify_checkpoint(description)
+
+    def _verify_checkpoint(self, description: Description) -> None:
+        """Look for the record of the newest known checkpoint: the tables may hold whatever happened up to there.
+
+        The library takes a log that ends before it for complete, and would then write records with positions that
+        pages have already.
+        """
+        if not description.checkpoint_log:
+            return
+        where, offset = self.path / files.log_name(description.checkpoint_log), description.checkpoint_offset
+        if not (where.exists() and files.is_checkpoint(where, offset)):
+            raise DamagedError(
+                f"{where} is damaged, or not the one that belongs here: the checkpoint at offset {offset} is not in "
+                "it. Put the right one back, or restore the storage from a backup"
+            )
 
 
-def _read_pid(descriptor: int) -> int | None:
-    """Return the owner's pid; None where there is none, or only that of one who died while readers hold the lock."""
-    digits = os.pread(descriptor, 32, 0).strip()
-    if not digits.isdigit():
-        return None
-    pid = int(digits)
+def _is_librarys(name: str) -> bool:
+    """Tell whether Berkeley DB gives files such a name: tables, also while they are being made, and logs."""
+    return files.log_number(name) is not None or name.endswith(TABLE_SUFFIX) or name.startswith("__db.")
+
+
+def _locked(lock: int, *, exclusively: bool) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fcntl.flock(lock, (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _owner(lock: int) -> int | None:
+    """Return the pid of the owner who keeps us out; None where readers do: the pid is then of an owner who died."""
+    if _locked(lock, exclusively=False):
         return None
-    except PermissionError:
-        pass
-    return pid
+    digits = os.pread(lock, 32, 0).strip()
+    return int(digits) if digits.isdigit() else None
+
+
+def _replace(lock: int, contents: bytes) -> None:
+    """Write who the owner is. It is for error messages alone, so a full disk is no reason to fail."""
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, contents, 0)

@@ -51,6 +51,8 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = (db.DBError, MemoryError)
 NO_SYNC: int = db.DB_TXN_NOSYNC
 WRITE_NO_SYNC: int = db.DB_TXN_WRITE_NOSYNC
 
+MODE = 0o644
+"""Of the files, less what the umask takes away: as those that Python makes, so that others may be let read them."""
 LOG_FILE_SIZE = 16 << 20
 """Bytes of a log file: the unit in which logs are removed."""
 LOG_BUFFER = 1 << 20
@@ -104,10 +106,10 @@ class Table(Protocol):
     def get(self, key: bytes, default: None = None, *, txn: Transaction | None = None) -> bytes | None:
         """Return the value or None."""
 
-    def put(self, key: bytes, value: bytes, *, txn: Transaction | None = None, flags: int = 0) -> None:
+    def put(self, key: bytes, value: bytes, txn: Transaction | None = None, flags: int = 0) -> None:
         """Store a row."""
 
-    def delete(self, key: bytes, *, txn: Transaction | None = None) -> None:
+    def delete(self, key: bytes, txn: Transaction | None = None) -> None:
         """Delete a row, which must exist."""
 
     def exists(self, key: bytes) -> bool:
@@ -167,7 +169,7 @@ def _transactional(path: Path, cachesize: int, flags: int = 0) -> Any:
     environment = _configured(cachesize)
     environment.set_lg_max(LOG_FILE_SIZE)
     environment.set_lg_bsize(LOG_BUFFER)
-    environment.open(str(path), _TRANSACTIONAL | flags, 0o644)
+    environment.open(str(path), _TRANSACTIONAL | flags, MODE)
     return environment
 
 
@@ -299,7 +301,8 @@ class Environment:
                 handle = db.DB(environment)
                 handle.set_pagesize(PAGE_SIZE)
                 handle.set_flags(db.DB_CHKSUM)
-                handle.open(name + TABLE_SUFFIX, dbtype=method, flags=db.DB_CREATE | db.DB_THREAD, txn=transaction)
+                flags = db.DB_CREATE | db.DB_THREAD
+                handle.open(name + TABLE_SUFFIX, dbtype=method, flags=flags, mode=MODE, txn=transaction)
                 tables[name] = handle
             fill(tables, transaction)
             transaction.commit(db.DB_TXN_SYNC)
@@ -344,6 +347,12 @@ class Environment:
         with explained(self.path):
             self._environment.txn_checkpoint(0, 0, db.DB_FORCE)
 
+    def last_checkpoint(self) -> tuple[int, int]:
+        """Return where the record of the last checkpoint is: the number of its log file, and the offset in it."""
+        with explained(self.path):
+            log, offset = self._environment.txn_stat()["last_ckp"]
+        return log, offset
+
     def removable_logs(self) -> list[int]:
         """Return the numbers of the log files that recovery no longer needs."""
         with explained(self.path):
@@ -352,7 +361,8 @@ class Environment:
 
     def log_position(self) -> int:
         """Return how many bytes of log were ever written, as the current log file and the offset in it tell."""
-        status = self._environment.log_stat()
+        with explained(self.path):
+            status = self._environment.log_stat()
         return int(status["cur_file"]) * LOG_FILE_SIZE + int(status["cur_offset"])
 
     def log_statistics(self) -> dict[str, int]:
@@ -361,7 +371,8 @@ class Environment:
 
     def cache_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the cache."""
-        general, _files = self._environment.memp_stat()
+        with explained(self.path):
+            general, _files = self._environment.memp_stat()
         return cast("dict[str, int]", general)
 
     def close(self) -> None:

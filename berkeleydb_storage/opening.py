@@ -55,7 +55,7 @@ def open_storage(path: str | os.PathLike[str], options: Options) -> Opened:
             return _create(directory, options)
         return _open(directory, description, options)
     except BaseException:
-        directory.release()
+        directory.release(refused=True)
         raise
 
 
@@ -66,7 +66,8 @@ def _create(directory: Directory, options: Options) -> Opened:
     failpoints.reached("create.begun")
     environment = Environment.create(directory.path, options.cachesize, type, engine.new_storage)
     failpoints.reached("create.tables")
-    _mark(directory, OPEN)
+    log, offset = environment.last_checkpoint()
+    _mark(directory, OPEN, checkpoint_log=log, checkpoint_offset=offset)
     failpoints.reached("create.done")
     logger.info("created a storage in %s", directory.path)
     return Opened(directory, environment, type, False)
@@ -133,9 +134,10 @@ def _read(directory: Directory, description: Description | None, options: Option
     return Opened(directory, environment, description.type, True, copy)
 
 
-def _mark(directory: Directory, state: str) -> None:
+def _mark(directory: Directory, state: str, **changes: object) -> None:
     numbers = files.log_numbers(directory.path)
-    directory.update(state=state, last_log=numbers[-1], first_log=numbers[0])
+    changes["sizes"] = directory.sizes(TABLES) if state == CLOSED else {}
+    directory.update(state=state, last_log=numbers[-1], first_log=numbers[0], **changes)
 
 
 def close_storage(opened: Opened) -> None:
