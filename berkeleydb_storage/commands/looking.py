@@ -179,7 +179,7 @@ def _inside_lines(inside: Inside) -> Iterator[str]:
 
 def _log_line(outside: Outside) -> str:
     size = sum(file.disk for file in outside.logs)
-    needed = "nothing to recover" if outside.state == CLOSED else "to be recovered from, when nobody has it open"
+    needed = "nothing to recover" if outside.state == CLOSED else "what a recovery would read is in them"
     files = f"{len(outside.logs):,} file{'' if len(outside.logs) == 1 else 's'}"
     return f"log            {files}, {size / 1e6:,.1f} MB; {needed}"
 
@@ -241,7 +241,7 @@ def _census_arguments(parser: argparse.ArgumentParser) -> None:
 CENSUS = Command(
     "census",
     "count objects and bytes of each class",
-    "All objects are read, garbage included; memory does\nnot grow with their number. DIRECTORY is not written to.",
+    "All objects are read, garbage included; memory does not grow with their number. DIRECTORY is not written to.",
     "durus-bdb census db --by objects",
     _census_arguments,
     _census,
