@@ -1,18 +1,26 @@
-"""Verifies everything that a storage holds, and repairs what can be computed anew: counts, queues and totals.
+"""Verifies everything that a storage holds, and repairs what can be computed anew: counts, queues, totals, journal.
 
 The caller holds nothing; the check takes the engine's mutex from its beginning to its end, because it compares tables
-with each other. Memory: two bits an object, and 64 MiB.
+with each other. Memory: two bits an object, 64 MiB, and the faults that are listed.
+
+How it works: one pass over the records counts their references. That gives the rows that the other tables must have,
+in the order of their keys, to be compared with those they do have. Each row that is wrong is a fault, and comes with
+its mend: the row to be written in its place, or none. A repair writes the mends and the totals, in one transaction.
+
+A record that cannot be read may refer to anything. While there is one, a count that is higher than what was found may
+be right: it is no fault, and nothing is condemned.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-
-from pyroaring import BitMap64
+from typing import NamedTuple
 
 from berkeleydb_storage import files
 from berkeleydb_storage.engine import META_FORMAT, META_NEXT_OID, Change, Engine
@@ -24,15 +32,17 @@ from berkeleydb_storage.environment import (
     REFCOUNTS,
     SUSPECTS,
     TABLES,
-    Table,
+    rows,
     scratch_table,
 )
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
     FORMAT_VERSION,
+    OID_LENGTH,
     ROOT_OID,
     State,
     pack_condemned,
+    pack_count,
     pack_garbage_key,
     pack_uint64,
     unpack_count,
@@ -44,8 +54,13 @@ from berkeleydb_storage.tally import Tally
 
 logger = logging.getLogger(__name__)
 
-SCRATCH_CACHE = 64 << 20
+SCRATCH_CACHE = 32 << 20
+"""Bytes of memory for each of two tables: the counts that were found, and the mends."""
 FLUSH_EVERY = 10_000
+LISTED = 10_000
+"""Faults that a report lists one by one; more than that are only counted."""
+MEND_SIZE = 64
+"""Bytes of a mend, for the room that a repair needs."""
 
 Progress = Callable[[str, int], None]
 
@@ -69,45 +84,86 @@ class Report:
 
     objects: int = 0
     references: int = 0
+    """How many there are, each object's references to another one counted once, and those to itself not."""
     garbage: int = 0
     seconds: float = 0.0
     faults: list[Fault] = field(default_factory=list)
+    """The first 10,000 of them."""
+    found: int = 0
+    """How many there are in all."""
+    unrepairable: int = 0
+    """How many of them `repair` cannot mend."""
     repaired: bool = False
-    """Whether counts, queues and totals were rebuilt."""
+    """Whether what can be mended was."""
 
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong, or everything that was wrong was repaired."""
-        return all(self.repaired and fault.repairable for fault in self.faults)
+        return not self.found or (self.repaired and not self.unrepairable)
+
+
+class _Mend(NamedTuple):
+    """A row that a table must have: `value`, or none at all."""
+
+    table: str
+    key: bytes
+    value: bytes | None
 
 
 class _Check:
-    """One check under way."""
+    """One check under way, and the repair that follows from it."""
 
     def __init__(self, engine: Engine, progress: Progress) -> None:
         self._engine = engine
         self._tables = engine.environment.tables
         self._progress = progress
-        self._scratch = scratch_table(SCRATCH_CACHE)
-        self._tally = Tally(self._scratch)
+        self._several = scratch_table(SCRATCH_CACHE)
+        self._mends = scratch_table(SCRATCH_CACHE)
+        self._mended = 0
+        self._tally = Tally(self._several)
+        self._now = engine.tick()
+        self._unreadable = False
+        self._suspected = 0
         self.report = Report()
 
-    def fault(self, kind: str, message: str, oid: bytes | None = None, *, repairable: bool = True) -> None:
-        number = None if oid is None else unpack_uint64(oid)
-        self.report.faults.append(Fault(kind, message, repairable, number))
+    def close(self) -> None:
+        self._several.close()
+        self._mends.close()
 
     def run(self) -> None:
         self._records()
+        self._zero = self._tally.garbage()
         self._dangling()
         self._counts()
         self._queue()
         self._suspects()
-        self._totals()
         self._journal()
         self._meta()
 
-    def close(self) -> None:
-        self._scratch.close()
+    def _wrong(self, kind: str, message: str, oid: bytes | None, *mends: _Mend) -> None:
+        """Note a fault that the mends, or new totals, put right."""
+        self._note(kind, message, oid, True)
+        self._mend(mends)
+
+    def _mend(self, mends: Iterable[_Mend]) -> None:
+        for mend in mends:
+            self._mended += 1
+            key = bytes([TABLES.index(mend.table)]) + mend.key
+            self._mends.put(key, b"" if mend.value is None else b"=" + mend.value)
+
+    def _lost(self, kind: str, message: str, oid: bytes | None = None) -> None:
+        """Note a fault that nothing puts right."""
+        self.report.unrepairable += 1
+        self._note(kind, message, oid, False)
+
+    def _note(self, kind: str, message: str, oid: bytes | None, repairable: bool) -> None:
+        self.report.found += 1
+        if self.report.found <= LISTED:
+            number = unpack_uint64(oid) if oid is not None and len(oid) == OID_LENGTH else None
+            self.report.faults.append(Fault(kind, message, repairable, number))
+
+    def _is_stored(self, oid: bytes) -> bool:
+        return len(oid) == OID_LENGTH and unpack_uint64(oid) in self._tally.stored
 
     def _records(self) -> None:
         tally, report = self._tally, self.report
@@ -116,60 +172,64 @@ class _Check:
             try:
                 tally.add(oid, record)
             except ValueError as error:
-                self.fault("record", str(error), repairable=False)
-                if len(oid) == 8:
+                self._unreadable = True
+                self._lost("record", str(error), oid)
+                if len(oid) == OID_LENGTH:
                     tally.stored.add(unpack_uint64(oid))
             if report.objects % FLUSH_EVERY == 0:
                 tally.flush()
                 self._progress("objects", report.objects)
         tally.flush()
+        repeated = sum(unpack_count(row)[0] - 1 for _, row in rows(self._several))
+        report.references = len(tally.referenced) - 1 + repeated
         self._progress("objects", report.objects)
 
     def _dangling(self) -> None:
         if not self._tally.stored:
             return
-        for oid in self._tally.dangling():
-            what = "the root does not exist" if oid == ROOT_OID else f"object {unpack_uint64(oid)} does not exist"
-            self.fault("dangling", f"{what}, and is referred to", oid, repairable=False)
+        for number in self._tally.referenced - self._tally.stored:
+            oid = pack_uint64(number)
+            what = "the root does not exist" if oid == ROOT_OID else f"object {number} does not exist"
+            self._lost("dangling", f"{what}, and is referred to", oid)
 
-    def _counts(self) -> None:  # noqa: C901 - one table, one pass
-        tally = self._tally
-        zero = tally.garbage()
-        pending_zero, several = BitMap64(zero), 0
-        for oid, row in rows(self._tables[REFCOUNTS]):
-            number = unpack_uint64(oid)
-            try:
-                count, since = unpack_count(row)
-            except ValueError as error:
-                self.fault("count", str(error), oid)
-                continue
-            right = 0 if number in zero else tally.several_of(oid) or 1
-            if number not in tally.stored:
-                self.fault("count", f"object {number} has a reference count and does not exist", oid)
-            elif count != right:
-                self.fault("count", f"object {number} has {right} referrers and a reference count of {count}", oid)
-            elif count == 1:
-                self.fault("count", f"object {number} has a row for a reference count of 1", oid)
-            elif count > 1:
-                several += 1
-            elif not self._tables[GARBAGE].exists(pack_garbage_key(since, oid)):
-                self.fault("queue", f"object {number} has no referrer and is not in the garbage queue", oid)
-            if count == 0:
-                pending_zero.discard(number)
-        for number in pending_zero:
-            self.fault("count", f"object {number} has no referrer and no row that says so", pack_uint64(number))
-        if several < tally.several - self._wrong_several():
-            self._missing_several()
-        self._progress("reference counts", several)
+    def _counts(self) -> None:
+        """Compare every count that is noted with the one that was found, and look whether one is not noted."""
+        noted = self._tables[REFCOUNTS]
+        for number, (oid, row) in enumerate(rows(noted)):
+            if self._is_stored(oid):
+                self._count(oid, row)
+            else:
+                message = f"{describe(oid)} has a reference count and does not exist"
+                self._wrong("count", message, oid, _Mend(REFCOUNTS, oid, None))
+            if number % FLUSH_EVERY == 0:
+                self._progress("reference counts", number)
+        for oid in chain(map(pack_uint64, self._zero), (oid for oid, _ in rows(self._several))):
+            if self._is_stored(oid) and not noted.exists(oid):
+                self._count(oid, None)
 
-    def _wrong_several(self) -> int:
-        return sum(1 for fault in self.report.faults if fault.kind == "count")
+    def _count(self, oid: bytes, row: bytes | None) -> None:
+        """Compare the row of an object with the count that was found; no row stands for 1."""
+        name, found = describe(oid), 0 if unpack_uint64(oid) in self._zero else self._tally.several_of(oid) or 1
+        try:
+            noted, since = read_count(row)
+        except ValueError as error:
+            self._wrong("count", f"{name}: {error}", oid, *self._mends_of_count(oid, found))
+            return
+        if noted < found or (noted > found and not self._unreadable):
+            message = f"{name} has {found} referrers and a reference count of {noted}"
+            self._wrong("count", message, oid, *self._mends_of_count(oid, found))
+        elif noted == 1 and row is not None:
+            self._wrong("count", f"{name} has a row for a reference count of 1", oid, _Mend(REFCOUNTS, oid, None))
+        elif noted == 0 and not self._tables[GARBAGE].exists(key := pack_garbage_key(since, oid)):
+            message = f"{name} has no referrer since {since} and is not in the garbage queue"
+            self._wrong("queue", message, oid, _Mend(GARBAGE, key, b""))
 
-    def _missing_several(self) -> None:
-        for oid, row in rows(self._scratch):
-            if unpack_uint64(oid) in self._tally.stored and not self._tables[REFCOUNTS].exists(oid):
-                right = unpack_count(row)[0]
-                self.fault("count", f"object {unpack_uint64(oid)} has {right} referrers and no reference count", oid)
+    def _mends_of_count(self, oid: bytes, found: int) -> Iterator[_Mend]:
+        if found:
+            yield _Mend(REFCOUNTS, oid, None if found == 1 else pack_count(found))
+        else:
+            yield _Mend(REFCOUNTS, oid, pack_condemned(self._now))
+            yield _Mend(GARBAGE, pack_garbage_key(self._now, oid), b"")
 
     def _queue(self) -> None:
         for key, _ in rows(self._tables[GARBAGE]):
@@ -177,116 +237,129 @@ class _Check:
             try:
                 since, oid = unpack_garbage_key(key)
             except ValueError as error:
-                self.fault("queue", str(error))
+                self._wrong("queue", str(error), None, _Mend(GARBAGE, key, None))
                 continue
-            if self._tables[REFCOUNTS].get(oid) != pack_condemned(since):
-                self.fault("queue", f"object {unpack_uint64(oid)} is in the garbage queue and must not be", oid)
+            if unpack_uint64(oid) not in self._zero or self._tables[REFCOUNTS].get(oid) != pack_condemned(since):
+                message = f"{describe(oid)} is in the garbage queue since {since} and must not be"
+                self._wrong("queue", message, oid, _Mend(GARBAGE, key, None))
 
     def _suspects(self) -> None:
-        self.suspects = 0
-        for oid, _ in rows(self._tables[SUSPECTS]):
-            self.suspects += 1
-            if unpack_uint64(oid) not in self._tally.stored:
-                self.fault("suspect", f"object {unpack_uint64(oid)} is a suspect and does not exist", oid)
-
-    def _totals(self) -> None:
-        state = self._engine.journal.state
-        found = (self.report.objects, self.report.garbage, self.suspects)
-        for what, noted, counted in zip(("objects", "garbage", "suspects"), state[1:], found, strict=True):
-            if noted != counted:
-                self.fault("total", f"{counted} {what} are stored, and the total says {noted}")
+        for oid, row in rows(self._tables[SUSPECTS]):
+            self._suspected += 1
+            if not self._is_stored(oid):
+                message = f"{describe(oid)} is a suspect and does not exist"
+                self._wrong("suspect", message, oid, _Mend(SUSPECTS, oid, None))
+            elif len(row) != len(pack_uint64(0)):
+                message = f"{describe(oid)} is a suspect since a time of {len(row)} bytes"
+                self._wrong("suspect", message, oid, _Mend(SUSPECTS, oid, pack_uint64(self._now)))
 
     def _journal(self) -> None:
-        expected: int | None = None
+        """Look for what is missing or malformed in the journal. The mend is to forget all that came before it."""
+        newest: State | None = None
+        last: int | None = None
+        keys: list[bytes] = []
+        needless = 0
         for key, row in rows(self._tables[JOURNAL]):
-            tid = unpack_uint64(key)
-            if expected is not None and tid != expected:
-                self.fault("journal", f"transaction {tid} follows {expected - 1} in the journal", repairable=False)
-            expected = tid + 1
             try:
-                unpack_journal(row)
+                tid = unpack_uint64(key)
+                if last is not None and tid != last + 1:
+                    self._wrong("journal", f"transaction {tid} follows {last} in the journal", None)
+                    needless = len(keys)
+                last, newest = tid, None
+                newest = unpack_journal(row).state
             except ValueError as error:
-                self.fault("journal", f"transaction {tid}: {error}", repairable=False)
+                self._wrong("journal", f"row {key.hex()} of the journal: {error}", None)
+                needless = len(keys) + 1
+            keys.append(key)
+        if last != self._engine.journal.tid:
+            message = f"the journal ends with transaction {last}, and the newest is {self._engine.journal.tid}"
+            self._wrong("journal", message, None)
+            needless = len(keys)
+        self._mend(_Mend(JOURNAL, key, None) for key in keys[:needless])
+        self._totals(newest)
+
+    def _totals(self, newest: State | None) -> None:
+        """Compare what was counted with the newest row of the journal, and with what the engine has in memory."""
+        counted = State(0, self.report.objects, self.report.garbage, self._suspected)
+        noted = self._engine.journal.state
+        for what, number, *totals in zip(State._fields, counted, noted, newest or noted, strict=True):
+            wrong = [total for total in totals if total != number]
+            if what != "time" and wrong:
+                self._wrong("total", f"{number} {what} are stored, and the total says {wrong[-1]}", None)
 
     def _meta(self) -> None:
         version = self._tables[META].get(META_FORMAT)
         if version != pack_uint64(FORMAT_VERSION):
-            self.fault("meta", f"the table meta says format {version!r}", repairable=False)
+            self._lost("meta", f"the table meta says format {version!r}")
         stored = self._tally.stored
-        following = self._tables[META].get(META_NEXT_OID)
-        if stored and (following is None or unpack_uint64(following) <= stored.max()):
-            self.fault("meta", f"the next oid is {following!r}, and object {stored.max()} exists", repairable=True)
+        row = self._tables[META].get(META_NEXT_OID)
+        if not stored or (row is not None and len(row) == OID_LENGTH and unpack_uint64(row) > stored.max()):
+            return
+        following = pack_uint64(min(max(stored.max() + 1, self._engine.next_oid), (1 << 64) - 1))
+        message = f"the next oid is {row!r}, and object {stored.max()} exists"
+        self._wrong("meta", message, None, _Mend(META, META_NEXT_OID, following))
 
     def repair(self) -> None:
-        """Write counts, queues and totals anew, in one transaction."""
-        tally, tables = self._tally, self._tables
-        garbage = tally.garbage()
-        with Change(self._engine, 64 * (tally.several + len(garbage))) as change:
-            for name in (REFCOUNTS, GARBAGE):
-                tables[name].truncate(txn=change.transaction)
-            for oid, row in rows(self._scratch):
-                if unpack_uint64(oid) in tally.stored:
-                    tables[REFCOUNTS].put(oid, row, txn=change.transaction)
-            for number in garbage:
-                oid = pack_uint64(number)
-                tables[REFCOUNTS].put(oid, pack_condemned(change.now), txn=change.transaction)
-                tables[GARBAGE].put(pack_garbage_key(change.now, oid), b"", txn=change.transaction)
-            suspects = self._repair_suspects(change)
-            self._repair_next_oid(change)
-            state = State(change.now, len(tally.stored), len(garbage), suspects)
+        """Write the mends and the totals, in one transaction."""
+        with Change(self._engine, MEND_SIZE * self._mended) as change:
+            for key, value in rows(self._mends):
+                table = self._tables[TABLES[key[0]]]
+                if value:
+                    table.put(key[1:], value[1:], txn=change.transaction)
+                else:
+                    with suppress(KeyError):
+                        table.delete(key[1:], txn=change.transaction)
+            garbage, suspects = (sum(1 for _ in rows(self._tables[name])) for name in (GARBAGE, SUSPECTS))
+            state = State(change.now, self.report.objects, garbage, suspects)
             self._engine.journal.append(state, None, change.transaction)
         self._engine.reload_all()
         self.report.repaired = True
 
-    def _repair_suspects(self, change: Change) -> int:
-        suspects = list(rows(self._tables[SUSPECTS]))
-        kept = 0
-        for oid, _ in suspects:
-            if unpack_uint64(oid) in self._tally.stored:
-                kept += 1
-            else:
-                self._tables[SUSPECTS].delete(oid, txn=change.transaction)
-        return kept
 
-    def _repair_next_oid(self, change: Change) -> None:
-        stored = self._tally.stored
-        following = self._tables[META].get(META_NEXT_OID)
-        if stored and (following is None or unpack_uint64(following) <= stored.max()):
-            self._engine.set_meta(META_NEXT_OID, pack_uint64(stored.max() + 1), change.transaction)
+def describe(oid: bytes) -> str:
+    """Return "object 7" for its key, whatever that is."""
+    return f"object {unpack_uint64(oid) if len(oid) == OID_LENGTH else oid[:16]!r}"
 
 
-def rows(table: Table) -> Iterator[tuple[bytes, bytes]]:
-    """Yield all rows of a table in its order; nobody writes to it meanwhile."""
-    cursor = table.cursor()
-    try:
-        row = cursor.first()
-        while row is not None:
-            yield row
-            row = cursor.next()
-    finally:
-        cursor.close()
+def read_count(row: bytes | None) -> tuple[int, int]:
+    """Return (count, time) of a row of the table refcounts; none stands for 1.
+
+    Raises:
+        ValueError: the row is not what this package writes.
+    """
+    if row is None:
+        return 1, 0
+    count, since = unpack_count(row)
+    if row != (pack_count(count) if count else pack_condemned(since)):
+        raise ValueError(f"a reference count row of {len(row)} bytes for a count of {count}")
+    return count, since
 
 
 def check_engine(engine: Engine, *, repair: bool = False, progress: Progress | None = None) -> Report:
-    """Verify everything, and with `repair` rebuild counts, queues and totals where they are wrong.
+    """Verify everything, and with `repair` write anew what is wrong and can be computed.
 
     Raises:
         DamagedError: a page cannot be read, so that nothing more can be said.
         ReadOnlyError: something is to be repaired in a storage that was opened read-only.
+        DiskFullError: there is no room for the repair; nothing was repaired.
     """
     started = time.monotonic()
     with engine.lock:
+        engine.require_open()
         checking = _Check(engine, progress or _silent)
         try:
             checking.run()
-            if repair and any(fault.repairable for fault in checking.report.faults):
+            report = checking.report
+            if repair and report.found > report.unrepairable:
                 checking.repair()
         except LIBRARY_ERRORS as error:
             raise engine.failed(error) from error
         finally:
             checking.close()
-    checking.report.seconds = time.monotonic() - started
-    return checking.report
+    if report.repaired:
+        engine.make_durable()
+    report.seconds = time.monotonic() - started
+    return report
 
 
 def _silent(activity: str, number: int) -> None:
@@ -298,7 +371,10 @@ def check_pages(path: Path, progress: Progress | None = None) -> list[Fault]:
     faults: list[Fault] = []
     for number, name in enumerate(TABLES):
         where = path / f"{name}{files.TABLE_SUFFIX}"
-        faults += [Fault("page", f"page {page} of {where} is damaged", False) for page in files.bad_pages(where)]
+        if where.exists():
+            faults += [Fault("page", f"page {page} of {where} is damaged", False) for page in files.bad_pages(where)]
+        else:
+            faults.append(Fault("page", f"{where} is missing", False))
         if progress is not None:
             progress("files", number + 1)
     return faults
@@ -308,14 +384,16 @@ def repair_at_open(engine: Engine) -> None:
     """Do what Durus' ``repair=True`` asks for: check, mend, and refuse what cannot be mended.
 
     Raises:
-        DamagedError: it names the first fault that cannot be repaired.
+        DamagedError: it names a fault that cannot be repaired.
     """
     report = check_engine(engine, repair=True)
     for fault in report.faults:
         logger.warning("%s: %s%s", engine.environment.path, fault.message, ", repaired" if fault.repairable else "")
-    lost = [fault for fault in report.faults if not fault.repairable]
-    if lost:
+    if report.found > len(report.faults):
+        logger.warning("%s: and %d more faults", engine.environment.path, report.found - len(report.faults))
+    if report.unrepairable:
+        lost = [fault.message for fault in report.faults if not fault.repairable]
         raise DamagedError(
-            f"{engine.environment.path} has {len(lost)} faults that cannot be repaired, such as: {lost[0].message}; "
-            "restore from a backup, or open it without repair=True"
+            f"{engine.environment.path} has {report.unrepairable} faults that cannot be repaired"
+            f"{', such as: ' + lost[0] if lost else ''}; restore from a backup, or open it without repair=True"
         )

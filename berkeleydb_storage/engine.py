@@ -165,6 +165,11 @@ class Engine:
             self._next_oid = number + 1
         return pack_uint64(number)
 
+    @property
+    def next_oid(self) -> int:
+        """No oid from this one on was handed out."""
+        return self._next_oid
+
     def was_handed_out(self, oid: bytes) -> bool:
         """Tell whether `new_oid` may have returned it, now or in an earlier opening. The root's always was."""
         return oid == ROOT_OID or unpack_uint64(oid) < self._next_oid

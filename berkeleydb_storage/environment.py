@@ -400,6 +400,18 @@ def _close_quietly(handles: list[Any]) -> None:
             logger.debug("a handle could not be closed", exc_info=True)
 
 
+def rows(table: Table) -> Iterator[tuple[bytes, bytes]]:
+    """Yield all rows of a table in its order; nobody writes to it meanwhile."""
+    cursor = table.cursor()
+    try:
+        row = cursor.first()
+        while row is not None:
+            yield row
+            row = cursor.next()
+    finally:
+        cursor.close()
+
+
 def scratch_table(cachesize: int) -> Table:
     """Return a table that no file name leads to: in memory, and in a temporary file beyond `cachesize` bytes.
 

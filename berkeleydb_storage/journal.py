@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from berkeleydb_storage.environment import JOURNAL, Table, Transaction
 from berkeleydb_storage.errors import DamagedError
@@ -41,7 +42,7 @@ class Journal:
         """Read the newest row: its tid, and the totals of the storage.
 
         Raises:
-            DamagedError: there is none.
+            DamagedError: there is none, or it is not what this package writes.
         """
         cursor = self._rows.cursor()
         try:
@@ -49,8 +50,13 @@ class Journal:
         finally:
             cursor.close()
         if row is None:
-            raise DamagedError("the journal is empty: run `durus-bdb check --repair`")
-        return unpack_uint64(row[0]), unpack_journal(row[1]).state
+            raise DamagedError("the journal is empty: restore the storage from a backup")
+        try:
+            return unpack_uint64(row[0]), unpack_journal(row[1]).state
+        except ValueError as error:
+            raise DamagedError(
+                f"the newest row of the journal is malformed ({error}): restore the storage from a backup"
+            ) from error
 
     def append(self, state: State, oids: list[bytes] | None, transaction: Transaction) -> None:
         """Write the row of the next transaction, and delete the one that leaves the horizon.
@@ -58,9 +64,10 @@ class Journal:
         The transaction counts from `advance` on, to be called when it is committed.
         """
         tid = self.tid + 1
-        self._rows.put(pack_uint64(tid), pack_journal(state, oids), txn=transaction)
+        self._rows.put(pack_uint64(tid), pack_journal(state, oids), transaction)
         if tid > HORIZON:
-            self._rows.delete(pack_uint64(tid - HORIZON), txn=transaction)
+            with suppress(KeyError):  # a repair may have forgotten it already
+                self._rows.delete(pack_uint64(tid - HORIZON), transaction)
 
     def advance(self, state: State) -> None:
         """Note that the transaction of the last `append` is committed."""
