@@ -142,8 +142,8 @@ class Engine:
 
     def tick(self) -> int:
         """Return a time that no earlier transaction has. The caller holds the mutex."""
-        self._last_time = max(self._last_time + 1, int(time.time() * 1e6))
-        return self._last_time
+        self._last_time = now = max(self._last_time + 1, time.time_ns() // 1000)
+        return now
 
     @property
     def size(self) -> int:
@@ -175,8 +175,9 @@ class Engine:
         return oid == ROOT_OID or unpack_uint64(oid) < self._next_oid
 
     def _reserve(self, until: int) -> None:
-        """Reserve the oids below `until`. The caller holds the mutex.
+        """Reserve the oids below `until`, on the disk whatever `durable` says. The caller holds the mutex.
 
+        A reservation that a crash takes back would hand the same oids out again, also to one who still holds them.
         Those of a read-only storage are good for nothing, so that nothing is written: a client that asks a server
         for oids before it commits gets its refusal as a conflict, from the commit.
         """
@@ -184,8 +185,7 @@ class Engine:
         if self.environment.writable:
             with Change(self, 0) as change:
                 self._meta.put(META_NEXT_OID, pack_uint64(until), txn=change.transaction)
-            if self._durable:
-                self._flush("the reservation of oids")
+            self._flush("the reservation of oids")
         self._reserved = until
         failpoints.reached("oids.reserved")
 
@@ -215,6 +215,8 @@ class Engine:
             if not pending:
                 return True
             self._apply(pending, size, origin)
+            if not self._durable:
+                return True
             self._flushing += 1
         self._flush_counted("the commit")
         return True
@@ -241,19 +243,21 @@ class Engine:
         """Bring everything that is committed to the disk, if the engine is durable."""
         with self.lock:
             self.require_open()
+            if not self._durable:
+                return
             self._flushing += 1
         self._flush_counted("a transaction")
 
     def _flush_counted(self, what: str) -> None:
         """Flush without the mutex, having been counted, so that nobody closes the environment meanwhile."""
         try:
-            if self._durable:
-                self._flush(what)
-                failpoints.reached("commit.flushed")
+            self._flush(what)
+            failpoints.reached("commit.flushed")
         finally:
             with self.lock:
                 self._flushing -= 1
-                self._flushed.notify_all()
+                if self.closing:
+                    self._flushed.notify_all()
 
     def _flush(self, what: str) -> None:
         try:
@@ -509,7 +513,7 @@ class Change:
                     changes[ref] = changes.get(ref, 0) + 1
                 for ref in before:
                     changes[ref] = changes.get(ref, 0) - 1
-        engine.objects.put(oid, record, txn=self.transaction)
+        engine.objects.put(oid, record, self.transaction)
 
     def settle(self) -> list[bytes]:
         """Apply the changes of the counts; return the objects that are referred to and do not exist."""
