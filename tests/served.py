@@ -9,13 +9,12 @@ import tempfile
 import threading
 from pathlib import Path
 
+from concurrency import PATIENCE
 from durus.client_storage import ClientStorage
 
 import berkeleydb_storage
 
 PACKAGE_PARENT = str(Path(berkeleydb_storage.__file__).parents[1])
-PATIENCE = 60
-"""Seconds after which something that ought to happen counts as not happening."""
 
 
 class Served:

@@ -7,13 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from concurrency import PATIENCE, run_threads
 from conftest import check_directory
 from durus.connection import Connection
 from durus.error import ConflictError, WriteConflictError
 from durus.persistent import Persistent
 from durus.persistent_dict import PersistentDict
 from durus.utils import ShortRead
-from served import PATIENCE, Served
+from served import Served
 
 from berkeleydb_storage import BerkeleyDBStorage
 from berkeleydb_storage.environment import REFCOUNTS
@@ -33,26 +34,6 @@ def served(directory):
     with Served(directory) as served:
         yield served
     check_directory(directory)
-
-
-def run_threads(*functions):
-    """Run each function in a thread, and raise what the first of them raised that failed."""
-    failures = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 def test_clients_that_conflict(served):
