@@ -16,6 +16,10 @@ from benchmarks.committing import commit
 from benchmarks.facts import facts, quiet_durus
 from benchmarks.loading import load
 from benchmarks.measure import Result
+from benchmarks.migrating import migrate
+from benchmarks.opening import opening
+from benchmarks.stores import Stores
+from benchmarks.updating import update
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,43 @@ class Size:
 
     name: str
     rounds: int
+    few_rounds: int
+    """Of what takes long."""
     objects: int
+    """Loaded and built."""
     durable_commits: int
     unsynced_commits: int
+    large: int
+    """Objects of a large storage: opened, and migrated from a FileStorage."""
+    updates: int
+    migrated: int
+    """Objects migrated from a generator."""
 
 
-QUICK = Size("quick", rounds=7, objects=20_000, durable_commits=1000, unsynced_commits=5000)
-FULL = Size("full", rounds=15, objects=100_000, durable_commits=3000, unsynced_commits=20_000)
-TINY = Size("tiny, meaningless", rounds=2, objects=2000, durable_commits=20, unsynced_commits=20)
+QUICK = Size("quick", 7, 3, 20_000, 1000, 5000, large=200_000, updates=50_000, migrated=200_000)
+FULL = Size("full", 15, 7, 100_000, 3000, 20_000, large=1_000_000, updates=1_000_000, migrated=5_000_000)
+TINY = Size("tiny: the numbers mean nothing", 2, 1, 2000, 20, 20, large=2000, updates=200, migrated=2000)
 
-BENCHMARKS: dict[str, Callable[[Path, Size], list[Result]]] = {
-    "load": lambda directory, size: load(directory, size.objects, size.rounds),
-    "build": lambda directory, size: build_objects(directory, size.objects, max(3, size.rounds // 2)),
-    "commit": lambda directory, size: commit(directory, size.durable_commits, size.unsynced_commits, size.rounds),
+
+@dataclass(frozen=True)
+class Run:
+    """What a benchmark gets."""
+
+    path: Path
+    """An empty directory of its own."""
+    stores: Stores
+    size: Size
+
+
+BENCHMARKS: dict[str, Callable[[Run], list[Result]]] = {
+    "load": lambda run: load(run.path, run.size.objects, run.size.rounds),
+    "build": lambda run: build_objects(run.path, run.size.objects, run.size.few_rounds),
+    "commit": lambda run: commit(run.path, run.size.durable_commits, run.size.unsynced_commits, run.size.rounds),
+    "open": lambda run: opening(run.stores, run.size.large, run.size.few_rounds),
+    "update": lambda run: update(run.path, run.size.updates),
+    "migrate": lambda run: migrate(
+        run.path, run.stores, run.size.migrated, run.size.large, 1 if run.size is FULL else run.size.few_rounds
+    ),
 }
 
 
@@ -45,9 +73,10 @@ def run(names: Sequence[str], size: Size, directory: Path, out: Callable[[str], 
     known = facts(directory)
     out(report.heading(known, size.name))
     results: list[Result] = []
+    stores = Stores(directory)
     for name in names:
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=directory) as scratch:
-            found = BENCHMARKS[name](Path(scratch), size)
+            found = BENCHMARKS[name](Run(Path(scratch), stores, size))
         for result in found:
             out(report.text(result))
         results += found

@@ -1,12 +1,10 @@
-"""What the figures depend on: versions, machine, file system; and how much memory and disk something takes."""
+"""What the figures depend on: versions, machine, file system."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
-import resource
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,7 +48,7 @@ def file_system(path: Path) -> str:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return "unknown"
-    device = os.stat(path).st_dev
+    device = path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -58,21 +56,3 @@ def file_system(path: Path) -> str:
             kind, source, options = after.split()[:3]
             return f"{kind} on {source} ({options})"
     return "unknown"
-
-
-def memory() -> tuple[float, float]:
-    """Return (now, highest so far) of the memory that this process occupies, in MB."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-        return peak, peak
-    return tuple(int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
-
-
-def disk(path: Path, pattern: str = "*") -> tuple[int, int]:
-    """Return (allocated, apparent) bytes of a file, or of the files in a directory whose names match."""
-    files = [path] if path.is_file() else [file for file in path.glob(pattern) if file.is_file()]
-    found = [file.stat() for file in files]
-    return sum(status.st_blocks * 512 for status in found), sum(status.st_size for status in found)

@@ -11,7 +11,7 @@ from durus.connection import Connection
 from durus.file_storage import FileStorage
 
 from benchmarks.measure import Result, in_turn, progress, ratios, scaled, seconds
-from benchmarks.peers import BARE, FILE, OURS, OPENERS, Bare, ours
+from benchmarks.peers import BARE, FILE, OPENERS, OURS, Bare, ours
 from benchmarks.records import build
 
 PACKED = "FileStorage, packed"

@@ -44,8 +44,8 @@ def text(result: Result) -> str:
     widths = [max(len(line[n]) for line in table) for n in range(len(columns) + 1)]
     lines = ["", f"== {result.name}", result.what, ""]
     for line in table:
-        cells = [cell.ljust(width) if n == 0 else cell.rjust(width) for n, (cell, width) in enumerate(zip(line, widths))]
-        lines.append("  ".join([*cells, line[-1]]).rstrip())
+        cells = [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:], strict=True)]
+        lines.append("  ".join([line[0].ljust(widths[0]), *cells, line[-1]]).rstrip())
     lines += ["", *(f"-> {_line(figure)}" for figure in result.figures), *(f"   {note}" for note in result.notes)]
     return "\n".join(lines)
 
@@ -55,8 +55,8 @@ def heading(facts: dict[str, str], mode: str) -> str:
     width = max(map(len, facts))
     lines = [f"{name.ljust(width)}  {value}" for name, value in facts.items()]
     explained = (
-        f"Sizes: {mode}. Contestants take turns; a number is the median of the rounds (with its quartiles), a ratio the\n"
-        "median of the ratios within each round. Durus' logger is at WARNING."
+        f"Sizes: {mode}. Contestants take turns; a number is the median of the rounds (with its quartiles), a ratio\n"
+        "the median of the ratios within each round. Durus' logger is at WARNING."
     )
     return "\n".join([*lines, explained])
 

@@ -1,0 +1,33 @@
+"""How much memory and disk something takes. Imports next to nothing, for it measures what imports take."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def memory() -> tuple[float, float]:
+    """Return (now, highest so far) of the memory that this process occupies, in MB."""
+    if sys.platform != "linux":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return peak, peak
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    now, highest = (int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
+    return now, highest
+
+
+def disk(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Return the MB that a storage takes, a file or a directory: of blocks, and as its files seem to be long."""
+    from pathlib import Path
+
+    store = Path(path)
+    found = dict.fromkeys(("data", "logs", "data apparent", "logs apparent"), 0.0)
+    for file in store.iterdir() if store.is_dir() else [store]:
+        kind = "logs" if file.name.startswith("log.") else "data"
+        status = file.stat()
+        found[kind] += status.st_blocks * 512 / 1e6
+        found[f"{kind} apparent"] += status.st_size / 1e6
+    return found
