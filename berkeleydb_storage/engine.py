@@ -223,6 +223,9 @@ class Engine:
 
     def _apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
         """Store the records, all or nothing. The caller holds the mutex."""
+        if not self._next_oid and ROOT_OID in pending:
+            self._reserve(OID_BLOCK)
+            self._next_oid = 1
         with Change(self, size) as change:
             failpoints.reached("commit.begun")
             for oid, (record, refs) in sorted(pending.items()):

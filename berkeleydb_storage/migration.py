@@ -67,7 +67,7 @@ def _load(engine: Engine, records: Records, progress: Progress) -> Tally:
         with engine.change(size) as change:
             put, transaction = engine.objects.put, change.transaction
             for oid, record in batch:
-                put(oid, record, txn=transaction)
+                put(oid, record, transaction)
             tally.flush(transaction)
         failpoints.reached("migrate.batch")
         progress("loading", len(tally.stored))
@@ -118,7 +118,6 @@ def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
         raise MigrationError(
             f"what was stored in {engine.environment.path} is not what came: is the disk sound? It is empty again"
         )
-    progress("verifying", seen)
 
 
 def _stored(engine: Engine) -> Iterator[tuple[bytes, bytes]]:
