@@ -21,8 +21,11 @@ from itertools import islice
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO, NamedTuple
+from zlib import crc32
 
+from durus.file import File
 from durus.file_storage import FileStorage
+from durus.utils import ShortRead
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError
 from berkeleydb_storage.format import pack_uint64, unpack_uint64
@@ -68,9 +71,9 @@ def export(storage: Session, path: str | os.PathLike[str], progress: Progress | 
     progress = progress or _silent
     with new_file(path) as (file, temporary):
         written = _write_records(file, storage, progress)
-        _write_map(file, written, progress)
+        map_digest = _write_map(file, written, progress)
         file.flush()
-        _verify(temporary, written, progress)
+        _verify(temporary, written, map_digest, progress)
     return written.objects
 
 
@@ -142,18 +145,23 @@ def _write_records(file: BinaryIO, storage: Session, progress: Progress) -> _Wri
     return _Written(count, digest, highest)
 
 
-def _write_map(file: BinaryIO, written: _Written, progress: Progress) -> None:
-    """Write the map of offsets: a word for each oid, and one more, as Durus makes it."""
+def _write_map(file: BinaryIO, written: _Written, progress: Progress) -> int:
+    """Write the map of offsets: a word for each oid, and one more, as Durus makes it; return a digest of it."""
     start = file.seek(0, os.SEEK_END)
     words = written.highest + 2 if written.objects else 0
     size = (start + words + 1).bit_length() + 7 >> 3
-    file.write(_map_header(16 + words * size, size, words))
+    header = _map_header(16 + words * size, size, words)
+    digest = crc32(header)
+    file.write(header)
     file.flush()
     with mmap.mmap(file.fileno(), start, access=mmap.ACCESS_READ) as data:
         content = _words(data, start, words)
         for done in range(0, words, WORDS):
             progress("indexing", done)
-            file.write(b"".join([word.to_bytes(size, "big") for word in islice(content, WORDS)]))
+            part = b"".join([word.to_bytes(size, "big") for word in islice(content, WORDS)])
+            digest = crc32(part, digest)
+            file.write(part)
+    return digest
 
 
 def _words(data: mmap.mmap, start: int, words: int) -> Iterator[int]:
@@ -175,23 +183,33 @@ def _words(data: mmap.mmap, start: int, words: int) -> Iterator[int]:
         hole = index
 
 
-def _verify(path: Path, written: _Written, progress: Progress) -> None:
+def _verify(path: Path, written: _Written, map_digest: int, progress: Progress) -> None:
     """Read the file with Durus and compare."""
-    count = digest = 0
-    try:
-        with closing(FileStorage(str(path), readonly=True)) as storage:
+    objects = digest = 0
+    with closing(File(str(path), readonly=True)) as file:
+        try:
+            storage = FileStorage(file, readonly=True)
             for oid, record in storage.gen_oid_record():
-                count += 1
+                objects += 1
                 digest += record_digest(record)
                 if not record.startswith(oid):
                     break
-                if count % REPORT_EVERY == 0:
-                    progress("verifying", count)
-    except (AssertionError, ValueError) as error:
-        raise _not_what_was_written(path) from error
-    if (count, digest) != (written.objects, written.digest):
+                if objects % REPORT_EVERY == 0:
+                    progress("verifying", objects)
+            file.seek(storage.shelf.get_offset_map().get_start())
+            found = (objects, digest, _digest_of_rest(file))
+        except (AssertionError, ValueError, ShortRead) as error:
+            raise _not_what_was_written(path) from error
+    if found != (written.objects, written.digest, map_digest):
         raise _not_what_was_written(path)
-    progress("verifying", count)
+    progress("verifying", objects)
+
+
+def _digest_of_rest(file: File) -> int:
+    digest = 0
+    while part := file.read(BUFFER):
+        digest = crc32(part, digest)
+    return digest
 
 
 def _not_what_was_written(path: Path) -> BerkeleyDBStorageError:
