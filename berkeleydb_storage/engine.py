@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import NoReturn, Protocol
 
+from pyroaring import BitMap64
+
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.environment import (
     LIBRARY_ERRORS,
@@ -36,6 +38,8 @@ from berkeleydb_storage.environment import (
     Table,
     Transaction,
     explain,
+    reading,
+    rows,
 )
 from berkeleydb_storage.errors import (
     CommitInDoubt,
@@ -393,32 +397,34 @@ class Engine:
 
     def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` objects in key order from the oid `start`; the table is a btree."""
+        found: list[tuple[bytes, bytes]] = []
+        with self._explaining(), reading(self.objects) as cursor:
+            row = cursor.set_range(start)
+            while row is not None:
+                found.append(row)
+                if len(found) == limit:
+                    break
+                row = cursor.next()
+        return found
+
+    def numbers(self) -> BitMap64:
+        """Return all oids as numbers, for a table that has no order."""
+        with self._explaining():
+            return BitMap64(unpack_uint64(oid) for oid, _ in rows(self.objects))
+
+    def get(self, oid: bytes) -> bytes | None:
+        """Return the record of an object, None where there is none."""
+        with self._explaining():
+            return self.objects.get(oid)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Hold the mutex, and raise what an error of the library means in its place."""
         with self.lock:
-            cursor = self.objects.cursor()
             try:
-                row = cursor.set_range(start)
-                found: list[tuple[bytes, bytes]] = []
-                while row is not None:
-                    found.append(row)
-                    if len(found) == limit:
-                        break
-                    row = cursor.next()
-                return found
+                yield
             except LIBRARY_ERRORS as error:
                 raise self.failed(error) from error
-            finally:
-                cursor.close()
-
-    def keys(self) -> Iterator[bytes]:
-        """Yield all oids, in no order, for a table that has none. The caller holds the mutex until the end."""
-        cursor = self.objects.cursor()
-        try:
-            row = cursor.first()
-            while row is not None:
-                yield row[0]
-                row = cursor.next()
-        finally:
-            cursor.close()
 
 
 class Change:

@@ -400,16 +400,25 @@ def _close_quietly(handles: list[Any]) -> None:
             logger.debug("a handle could not be closed", exc_info=True)
 
 
-def rows(table: Table) -> Iterator[tuple[bytes, bytes]]:
-    """Yield all rows of a table in its order; nobody writes to it meanwhile."""
+@contextmanager
+def reading(table: Table) -> Iterator[Cursor]:
+    """Give a cursor on a table, and close it at the end; the error that counts is that of the reading."""
     cursor = table.cursor()
     try:
+        yield cursor
+    except BaseException:
+        _close_quietly([cursor])
+        raise
+    cursor.close()
+
+
+def rows(table: Table) -> Iterator[tuple[bytes, bytes]]:
+    """Yield all rows of a table in its order; nobody writes to it meanwhile."""
+    with reading(table) as cursor:
         row = cursor.first()
         while row is not None:
             yield row
             row = cursor.next()
-    finally:
-        cursor.close()
 
 
 def scratch_table(cachesize: int) -> Table:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
-from berkeleydb_storage.environment import JOURNAL, Table, Transaction
+from berkeleydb_storage.environment import JOURNAL, Table, Transaction, reading
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
     JournalRow,
@@ -44,11 +44,8 @@ class Journal:
         Raises:
             DamagedError: there is none, or it is not what this package writes.
         """
-        cursor = self._rows.cursor()
-        try:
+        with reading(self._rows) as cursor:
             row = cursor.last()
-        finally:
-            cursor.close()
         if row is None:
             raise DamagedError("the journal is empty: restore the storage from a backup")
         try:
@@ -65,7 +62,7 @@ class Journal:
         """
         tid = self.tid + 1
         self._rows.put(pack_uint64(tid), pack_journal(state, oids), transaction)
-        if tid > HORIZON:
+        if tid >= HORIZON:
             with suppress(KeyError):  # a repair may have forgotten it already
                 self._rows.delete(pack_uint64(tid - HORIZON), transaction)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.engine import META_MIGRATING, META_NEXT_OID, Change, Engine
-from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS
+from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, rows
 from berkeleydb_storage.errors import MigrationError, RecoveryNeeded, StorageNotEmpty, describe_oids
 from berkeleydb_storage.format import ROOT_OID, State, pack_condemned, pack_garbage_key, pack_uint64
 from berkeleydb_storage.tally import Tally, digest_of_all
@@ -108,7 +108,7 @@ def _require_complete(tally: Tally) -> None:
 def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
     digest = seen = 0
     with engine.lock:
-        for batch, _ in _batches(_stored(engine)):
+        for batch, _ in _batches(rows(engine.objects)):
             seen += len(batch)
             digest += digest_of_all([record for _, record in batch])
             if any(not record.startswith(oid) for oid, record in batch):
@@ -118,18 +118,6 @@ def _verify(engine: Engine, tally: Tally, progress: Progress) -> None:
         raise MigrationError(
             f"what was stored in {engine.environment.path} is not what came: is the disk sound? It is empty again"
         )
-
-
-def _stored(engine: Engine) -> Iterator[tuple[bytes, bytes]]:
-    """Yield every row of the table of objects, in its order. The caller holds the mutex."""
-    cursor = engine.objects.cursor()
-    try:
-        row = cursor.first()
-        while row is not None:
-            yield row
-            row = cursor.next()
-    finally:
-        cursor.close()
 
 
 def _finish(engine: Engine, tally: Tally) -> None:

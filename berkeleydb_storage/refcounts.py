@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
-from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, Table, Transaction
+from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, Table, Transaction, reading
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
     ROOT_OID,
@@ -112,14 +112,11 @@ class ReferenceCounts:
 
     def condemned(self, start: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield (time, oid) of the queue in its order, from the queue key `start`; do not write meanwhile."""
-        cursor = self._garbage.cursor()
-        try:
+        with reading(self._garbage) as cursor:
             row = cursor.set_range(start)
             while row is not None:
                 yield unpack_garbage_key(row[0])
                 row = cursor.next()
-        finally:
-            cursor.close()
 
     def is_condemned(self, oid: bytes, since: int) -> bool:
         """Tell whether an entry of the queue is right: its object has count 0 since then."""

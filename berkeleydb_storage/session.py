@@ -188,13 +188,9 @@ class Session(Storage):
 
     def _unordered(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
         """Take all oids at once, so that none is missed or met twice while the table is written to."""
-        engine = self._engine
-        with engine.lock:
-            oids = BitMap64(map(unpack_uint64, engine.keys()))
-        for number in oids:
+        for number in self._engine.numbers():
             oid = pack_uint64(number)
-            with engine.lock:
-                record = engine.objects.get(oid)
+            record = self._engine.get(oid)
             if record is not None:
                 yield oid, record
 
