@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,23 +15,35 @@ from durus.client_storage import ClientStorage
 
 import berkeleydb_storage
 
-PACKAGE_PARENT = str(Path(berkeleydb_storage.__file__).parents[1])
+PYTHONPATH = os.pathsep.join(map(str, [Path(berkeleydb_storage.__file__).parents[1], Path(__file__).parent]))
+"""Where a subprocess finds the package, and the modules of these tests."""
+
+
+def free_port():
+    """Return a port of localhost that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 class Served:
-    """``durus -s`` on the storage in `directory`, listening on a Unix socket when the constructor returns."""
+    """``durus -s`` on the storage in `directory`, which listens when the constructor returns.
 
-    def __init__(self, directory, *options, storage_class="berkeleydb_storage.BerkeleyDBStorage", path=()):
+    `port` is one of localhost; without it a Unix socket is used.
+    """
+
+    def __init__(self, directory, *options, storage_class="berkeleydb_storage.BerkeleyDBStorage", port=None):
         self.directory = directory
         self._sockets = Path(tempfile.mkdtemp(prefix="served-"))
-        self.address = str(self._sockets / "socket")
+        self.address = ("localhost", port) if port else str(self._sockets / "socket")
         self._clients = []
         self._lines = []
         self._news = threading.Condition()
-        command = [sys.executable, "-m", "durus", "-s", f"--file={directory}", f"--address={self.address}"]
-        command += ["--logginglevel=20", f"--storage-class={storage_class}", *options]
+        command = [sys.executable, "-m", "durus", "-s", f"--file={directory}", "--logginglevel=20"]
+        command += [f"--port={port}" if port else f"--address={self.address}"]
+        command += [f"--storage-class={storage_class}", *options]
         self._command = command
-        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *map(str, path)])}
+        self.environment = os.environ | {"PYTHONPATH": PYTHONPATH}
         self.restart()
 
     def restart(self):

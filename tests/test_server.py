@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from concurrency import PATIENCE, run_threads
@@ -220,7 +219,7 @@ def test_repair(directory, open_storage):
 def test_full_disk(directory):
     """Commits are conflicts and the server goes on, also for a client that finds no room to reserve oids."""
     full = directory / ".full"
-    with Served(directory, storage_class="short_of_room.ShortOfRoom", path=[Path(__file__).parent]) as served:
+    with Served(directory, storage_class="server_storages.ShortOfRoom") as served:
         client, other = served.client(), served.client()
         records = populate(client, 3)
         other.sync()

@@ -12,7 +12,9 @@ from durus.error import ConflictError, ReadConflictError
 from durus.persistent_dict import PersistentDict
 from durus.serialize import split_oids, unpack_record
 
-from berkeleydb_storage import CheckpointThread, GarbageManual, GarbageThread, StorageClosed
+from server_storages import EagerCheckpoints
+
+from berkeleydb_storage import GarbageManual, GarbageThread, StorageClosed
 from berkeleydb_storage.testing import commit, record_of
 from berkeleydb_storage.testing.records import ROOT, accept, loaded, populate
 
@@ -26,12 +28,6 @@ PENDING_TURNS = 12
 CLOSES = 3
 
 THREADS = pytest.mark.parametrize("threads", [2, 8])
-
-
-class EagerCheckpoints(CheckpointThread):
-    """Checkpoints all the time."""
-
-    interval = 0.005
 
 
 @pytest.fixture(params=["btree", "hash"])

@@ -1,0 +1,1 @@
+"""Stands in for the test package of this name, which Durus' tests import and which there is for Python 2 only."""
