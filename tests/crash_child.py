@@ -1,0 +1,145 @@
+"""The program that is killed: it forks one child for each job, which is faster than starting an interpreter for each.
+
+A job is a line of JSON on the standard input: the function of this module to call, its arguments, what to change in
+the package before, and at which crash point to die. The child reports by appending lines to a file: what is written
+there survives it.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+from crash_model import Writer, set_up
+from graphs import record
+
+from berkeleydb_storage import (
+    BerkeleyDBStorage,
+    CheckpointInline,
+    CheckpointNever,
+    CheckpointThread,
+    GarbageInline,
+    GarbageManual,
+    GarbageThread,
+    failpoints,
+)
+
+
+class Report:
+    """Appends lines to a file, each by one write."""
+
+    def __init__(self, path):
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def __call__(self, line):
+        os.write(self._file, line.encode() + b"\n")
+
+
+class Fuse:
+    """Kills the process when a crash point is reached for the n-th time."""
+
+    def __init__(self, name, times):
+        self._name = name
+        self._left = times
+
+    def __call__(self, name):
+        if name == self._name:
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BusyCheckpoints(CheckpointThread):
+    """A background thread that makes a checkpoint whenever there is a little log."""
+
+    interval = 0.002
+
+
+def policies(how):
+    """Return the policies of that name as arguments."""
+    checkpoint, garbage = {
+        "inline": (CheckpointInline(log_bytes=50_000), GarbageInline(grace=0.0)),
+        "threads": (BusyCheckpoints(log_bytes=100_000), GarbageThread(grace=0.0, interval=0.002)),
+        "none": (CheckpointNever(), GarbageManual()),
+    }[how]
+    return {"checkpoint": checkpoint, "garbage_collection": garbage}
+
+
+def work(report, path, options, how, commits=None, writers=1):
+    """Commit steps, in as many threads as there are writers, so many each or until killed; then close."""
+    with BerkeleyDBStorage(path, **policies(how), **options) as storage:
+        hubs = set_up(storage, writers, report)
+        lines = [Writer(storage.session(), index, key, report) for index, key in enumerate(hubs)]
+        threads = [threading.Thread(target=go_on, args=(line, commits)) for line in lines[1:]]
+        for thread in threads:
+            thread.start()
+        go_on(lines[0], commits)
+        for thread in threads:
+            thread.join()
+
+
+def go_on(writer, commits):
+    until = float("inf") if commits is None else writer.step + commits
+    while writer.step < until:
+        writer.next()
+
+
+def open_and_close(report, path, options):
+    """Open the storage, which may recover it, and close it."""
+    BerkeleyDBStorage(path, **options).close()
+    report("closed")
+
+
+def migrate(report, path, options, count, fail=False):
+    """Migrate so many objects into a storage; with `fail`, from a source that is inconsistent at its end."""
+    with BerkeleyDBStorage(path, **options) as storage:
+        storage.migrate(records(count + fail, count))
+        report("migrated")
+
+
+def records(count, known):
+    """Yield a root and a list of objects, each of which refers to the next; `known` of them exist."""
+    for key in range(known):
+        yield key.to_bytes(8, "big"), record(key, *([key + 1] if key + 1 < count else []), data=b"%d" % key)
+
+
+def run(job):
+    """Do a job in this process."""
+    for name, value in job["settings"].items():
+        module, attribute = name.rsplit(".", 1)
+        setattr(import_module(f"berkeleydb_storage.{module}"), attribute, value)
+    if job["fuse"]:
+        failpoints.hook = Fuse(*job["fuse"])
+    globals()[job["function"]](Report(job["report"]), Path(job["path"]), **job["arguments"])
+
+
+def fork(job):
+    """Do a job in a child; tell its pid at once and its status at the end."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            run(job)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    tell(pid)
+    _, status = os.waitpid(pid, 0)
+    tell(os.waitstatus_to_exitcode(status))
+
+
+def tell(number):
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        fork(json.loads(line))
