@@ -25,8 +25,8 @@ UNKNOWN = "?"
 _simple_class = re.compile(rb"\x80.c([^\n]*)\n([^\n]*)\n", re.DOTALL).match
 _GETATTR = ("__builtin__ getattr", "builtins getattr")
 _PLAIN = {
-    "__builtin__": {"bytearray", "complex", "frozenset", "set"},
-    "builtins": {"bytearray", "complex", "frozenset", "set"},
+    "__builtin__": {"bytearray", "bytes", "complex", "frozenset", "set"},
+    "builtins": {"bytearray", "bytes", "complex", "frozenset", "set"},
     "collections": {"OrderedDict"},
     "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
     "decimal": {"Decimal"},
@@ -102,10 +102,23 @@ class _Reader(pickle.Unpickler):
             return super().find_class(module, name)
         if (module, name) == ("_codecs", "encode"):
             return _encode
-        return type(name, (_StandIn,), {"__module__": module, "__qualname__": name})
+        if name == "getattr" and module in _PLAIN:
+            return _nested
+        return _stand_in(module, name)
 
     def persistent_load(self, pid: Any) -> _Reference:
         return _Reference(*pid)
+
+
+def _stand_in(module: str, name: str) -> type[_StandIn]:
+    return type(name, (_StandIn,), {"__module__": module, "__qualname__": name})
+
+
+def _nested(outer: type[_StandIn], name: str) -> type[_StandIn]:
+    """Stand in for getattr, by which a class within a class is pickled."""
+    if not issubclass(outer, _StandIn):
+        raise pickle.UnpicklingError(f"an attribute {name!r} of something")
+    return _stand_in(outer.__module__, f"{outer.__qualname__}.{name}")
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
