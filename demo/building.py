@@ -104,7 +104,7 @@ def ask(story: Story, file: Path, directory: Path) -> None:
         given: list[str] = []
         for name, opened, path in peers:
             forget_files(path)
-            storage = None
+            storage: Any = None
             for heat in ("cold", "warm"):
                 gc.collect()
                 started = time.perf_counter()

@@ -48,9 +48,8 @@ def compare(story: Story, file: Path, directory: Path) -> None:
         file_storage, ours = figures[f"questions FileStorage {heat}"], figures[f"questions ours {heat}"]
         rows.append([f"the questions, {heat}", seconds(file_storage), "", seconds(ours)])
     story.table(rows)
-    story.line(
-        f"Of ours, {megabytes(_disk(fresh, 'log.*'))} are log, which is cut by itself and does not grow with the objects."
-    )
+    log = megabytes(_disk(fresh, "log.*"))
+    story.line(f"Of ours, {log} are log, which is cut by itself and does not grow with the objects.")
     print()
     _alone(story)
 
