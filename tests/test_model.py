@@ -1,0 +1,349 @@
+"""Random operations by two sessions on a small object graph, with reopening and crashes, against a model in dicts."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from conftest import check_directory
+from durus.error import ReadConflictError, WriteConflictError
+from durus.serialize import split_oids, unpack_record
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, DanglingReferenceError, GarbageManual
+from berkeleydb_storage.testing import record_of
+from berkeleydb_storage.testing.records import ROOT
+
+EXAMPLES, STEPS = 60, 40
+SLOW_EXAMPLES, SLOW_STEPS = 1500, 80
+MEMORY = Path("/dev/shm")
+"""Where there is a file system in memory: what is copied there is what a killed process leaves behind, too."""
+
+SESSIONS = st.integers(0, 1)
+PICKS = st.integers(0, 1000)
+"""Chooses one of the objects there are, modulo their number."""
+SIZES = st.sampled_from([0, 10, 900, 1100, 4096, 20_000])
+
+
+def references(record):
+    """Return what a record refers to, without itself."""
+    return set(split_oids(unpack_record(record)[2])) - {record[:8]}
+
+
+def unreferenced(objects):
+    """Return the objects that no other one refers to."""
+    return set(objects) - {ROOT}.union(*map(references, objects.values()))
+
+
+def without_garbage(objects):
+    """Return what is left when everything was deleted that no other object refers to, again and again."""
+    objects = dict(objects)
+    while garbage := unreferenced(objects):
+        for oid in garbage:
+            del objects[oid]
+    return objects
+
+
+class View:
+    """What the model knows of a session."""
+
+    def __init__(self):
+        self.pending = {}
+        self.stale = set()
+
+
+class Machine(RuleBasedStateMachine):
+    """The storage under test, and the model of it. Subclasses choose the options."""
+
+    options = None
+
+    def __init__(self):
+        super().__init__()
+        self.scratch = Path(tempfile.mkdtemp(prefix="model-", dir=MEMORY if MEMORY.is_dir() else None))
+        self.openings = 0
+        self.objects = {}
+        self.handed_out = set()
+        self.directory = self.new_directory()
+        self.open()
+
+    def new_directory(self):
+        self.openings += 1
+        directory = self.scratch / str(self.openings)
+        directory.mkdir()
+        return directory
+
+    def open(self):
+        self.storage = BerkeleyDBStorage(
+            self.directory, checkpoint=CheckpointNever(), garbage_collection=GarbageManual(), **self.options
+        )
+        self.sessions = [self.storage, self.storage.session()]
+        self.views = [View(), View()]
+        self.flushed()
+
+    def flushed(self):
+        """From here on a crash loses nothing of what there is now."""
+        self.history = [self.objects]
+
+    def changed(self, *, flushed):
+        """Note a new state of the objects."""
+        self.history.append(self.objects)
+        if flushed:
+            self.flushed()
+
+    @property
+    def survives_kills(self):
+        """Whether a commit is out of the process when it is acknowledged."""
+        return self.options["durable"] or self.options["async_log_write"]
+
+    @initialize()
+    def make_root(self):
+        assert self.sessions[0].new_oid() == ROOT
+        self.handed_out.add(ROOT)
+        self.views[0].pending[ROOT] = record_of(ROOT)
+        self.commit(0, handled=True)
+        self.checkpoint()
+
+    def pick(self, pick, objects=None):
+        known = sorted(self.handed_out if objects is None else objects)
+        return known[pick % len(known)]
+
+    def current(self, session, oid):
+        """Return the record that a session would change."""
+        return self.views[session].pending.get(oid) or self.objects.get(oid) or record_of(oid)
+
+    def put(self, session, oid, *, size=None, add=(), remove=()):
+        """Change an object in a session."""
+        _, data, refs = unpack_record(self.current(session, oid))
+        kept = [ref for ref in split_oids(refs) if ref not in remove]
+        data = data if size is None else bytes(size)
+        self.views[session].pending[oid] = record_of(oid, data, [*kept, *add])
+
+    @rule(session=SESSIONS, parent=PICKS, size=SIZES)
+    def create(self, session, parent, size):
+        oid = self.sessions[session].new_oid()
+        assert oid not in self.handed_out
+        self.handed_out.add(oid)
+        self.put(session, oid, size=size)
+        self.put(session, self.pick(parent), add=[oid])
+
+    @rule(session=SESSIONS, source=PICKS, other=PICKS)
+    def link(self, session, source, other):
+        self.put(session, self.pick(source, self.objects), add=[self.pick(other)])
+
+    @rule(session=SESSIONS, source=PICKS, other=PICKS)
+    def unlink(self, session, source, other):
+        source = self.pick(source, self.objects)
+        refs = references(self.current(session, source))
+        if refs:
+            self.put(session, source, remove=[self.pick(other, refs)])
+
+    @rule(session=SESSIONS, source=PICKS, moved=PICKS, destination=PICKS)
+    def move(self, session, source, moved, destination):
+        source, destination = self.pick(source, self.objects), self.pick(destination, self.objects)
+        refs = references(self.current(session, source))
+        if refs:
+            oid = self.pick(moved, refs)
+            self.put(session, source, remove=[oid])
+            self.put(session, destination, add=[oid])
+
+    @rule(session=SESSIONS, pick=PICKS, size=SIZES)
+    def overwrite(self, session, pick, size):
+        self.put(session, self.pick(pick), size=size)
+
+    @rule(session=SESSIONS)
+    def drop(self, session):
+        self.views[session].pending.clear()
+
+    @rule(session=SESSIONS, handled=st.booleans())
+    def commit(self, session, handled):
+        """End a commit; `handled` finds conflicts as ``Connection`` does, by what others changed."""
+        view, told = self.views[session], []
+        pending, view.pending = view.pending, {}
+
+        def handle(oids):
+            told.extend(oids)
+            if view.stale & set(pending):
+                raise WriteConflictError(oids)
+
+        missing = self.dangling(pending)
+        expected = None
+        if handled and view.stale & set(pending):
+            expected = WriteConflictError
+        elif missing:
+            expected = DanglingReferenceError
+        self.end(session, pending, handle if handled else None, expected, missing)
+        if handled:
+            assert set(told) == view.stale
+            view.stale.clear()
+        if expected is None and pending:
+            self.objects = self.objects | pending
+            self.views[1 - session].stale |= set(pending)
+            self.changed(flushed=self.survives_kills)
+
+    def end(self, session, pending, handler, expected, missing):
+        client = self.sessions[session]
+        client.begin()
+        for oid, record in pending.items():
+            client.store(oid, record)
+        if expected is None:
+            client.end(handler)
+            return
+        with pytest.raises(expected) as caught:
+            client.end(handler)
+        if expected is DanglingReferenceError:
+            assert set(caught.value.oids) == missing
+
+    def dangling(self, pending):
+        """Return the objects that a commit would newly refer to, and that do not exist."""
+        after = self.objects | pending
+        gained = set()
+        for oid, record in pending.items():
+            gained |= references(record) - (references(self.objects[oid]) if oid in self.objects else set())
+        return gained - set(after)
+
+    @rule(session=SESSIONS, pick=PICKS)
+    def load(self, session, pick):
+        oid = self.pick(pick)
+        if oid in self.views[session].stale:
+            with pytest.raises(ReadConflictError):
+                self.sessions[session].load(oid)
+        elif oid in self.objects:
+            assert self.sessions[session].load(oid) == self.objects[oid]
+        else:
+            with pytest.raises(KeyError):
+                self.sessions[session].load(oid)
+
+    @rule(session=SESSIONS)
+    def sync(self, session):
+        view = self.views[session]
+        assert set(self.sessions[session].sync()) == view.stale
+        view.stale.clear()
+
+    @rule(session=SESSIONS)
+    def store_an_unknown_oid(self, session):
+        unknown = (max(int.from_bytes(oid, "big") for oid in self.handed_out) + 100_000).to_bytes(8, "big")
+        self.sessions[session].begin()
+        with pytest.raises(ValueError, match="surprise"):
+            self.sessions[session].store(unknown, record_of(unknown))
+
+    @rule(limit=st.integers(1, 5))
+    def collect_a_step(self, limit):
+        """What a step deletes is part of what a pack would delete."""
+        kept = without_garbage(self.objects)
+        collector, engine = self.storage._running.collector, self.storage._engine
+        collector.step(limit, engine.time())
+        found = dict(self.storage.gen_oid_record())
+        gone = set(self.objects) - set(found)
+        assert len(gone) == min(limit, len(self.objects) - len(kept))
+        assert found == {oid: self.objects[oid] for oid in set(self.objects) - gone}
+        assert set(kept) <= set(found)
+        self.deleted(gone)
+
+    @rule()
+    def pack(self):
+        self.storage.pack()
+        self.deleted(set(self.objects) - set(without_garbage(self.objects)))
+
+    def deleted(self, gone):
+        if gone:
+            self.objects = {oid: record for oid, record in self.objects.items() if oid not in gone}
+            self.changed(flushed=False)
+            for view in self.views:
+                view.stale |= gone
+
+    @rule()
+    def checkpoint(self):
+        self.storage.checkpoint()
+        self.flushed()
+
+    @rule(pick=PICKS, batch_size=st.integers(1, 5))
+    def iterate_from(self, pick, batch_size):
+        """What an object leads to comes once; a session that has synced meets no conflict."""
+        start = self.pick(pick, self.objects)
+        reachable, todo = {start}, [start]
+        while todo:
+            found = references(self.objects[todo.pop()]) - reachable
+            reachable |= found
+            todo += found
+        found = list(self.storage.session().gen_oid_record(start_oid=start, batch_size=batch_size))
+        assert found[0][0] == start
+        assert len(found) == len(reachable)
+        assert dict(found) == {oid: self.objects[oid] for oid in reachable}
+
+    @rule(read_only=st.booleans())
+    def reopen(self, read_only):
+        self.storage.close()
+        if read_only:
+            with BerkeleyDBStorage(self.directory, read_only=True) as reader:
+                assert dict(reader.gen_oid_record()) == self.objects
+        self.open()
+        assert not self.storage.statistics().recovered
+
+    @rule()
+    def crash(self):
+        """Go on with a copy of the files as they are: one of the states since the last flush, whole."""
+        dead = self.storage
+        copy = self.new_directory()
+        shutil.copytree(self.directory, copy, dirs_exist_ok=True)
+        dead.close()
+        self.directory = copy
+        history = self.history
+        self.open()
+        assert self.storage.statistics().recovered
+        self.objects = dict(self.storage.gen_oid_record())
+        assert self.objects in history
+        self.flushed()
+        oid = self.storage.new_oid()
+        if self.survives_kills:
+            assert oid not in self.handed_out
+        self.handed_out = {known for known in self.handed_out if known < oid} | {oid}
+
+    @invariant()
+    def storage_is_sound(self):
+        report = self.storage.check()
+        assert not report.faults, report.faults
+        assert self.storage.get_size() == report.objects == len(self.objects)
+        assert self.storage.statistics().garbage == len(unreferenced(self.objects))
+
+    @invariant()
+    def iteration_yields_everything(self):
+        assert dict(self.storage.gen_oid_record()) == self.objects
+
+    def teardown(self):
+        self.storage.close()
+        check_directory(self.directory)
+        shutil.rmtree(self.scratch)
+
+
+class Durable(Machine):
+    options = MappingProxyType({"type": "btree", "durable": True})
+
+
+class HandedToTheSystem(Machine):
+    options = MappingProxyType({"type": "hash", "durable": False, "async_log_write": True})
+
+
+class Buffered(Machine):
+    options = MappingProxyType({"type": "btree", "durable": False, "async_log_write": False})
+
+
+MACHINES = pytest.mark.parametrize("machine", [Durable, HandedToTheSystem, Buffered])
+PROFILE = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, print_blob=True)
+
+
+@MACHINES
+def test_model(machine):
+    """The same operations every time."""
+    profile = settings(PROFILE, derandomize=True, max_examples=EXAMPLES, stateful_step_count=STEPS)
+    run_state_machine_as_test(machine, settings=profile)
+
+
+@pytest.mark.slow
+@MACHINES
+def test_model_at_length(machine):
+    """More of them, and other ones every time."""
+    profile = settings(PROFILE, max_examples=SLOW_EXAMPLES, stateful_step_count=SLOW_STEPS)
+    run_state_machine_as_test(machine, settings=profile)
