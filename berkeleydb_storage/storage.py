@@ -324,8 +324,8 @@ class _Running:
                 work(records)
             except DiskFullError as error:
                 logger.warning("after a commit: %s", error)
-            except BerkeleyDBStorageError:
-                logger.exception("after a commit")
+            except Exception:
+                logger.exception("after a commit, in what a policy asked for")
 
     def close(self) -> None:
         """Close everything; called once. In a forked child: only let go of the lock, which the parent keeps."""

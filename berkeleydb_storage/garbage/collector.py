@@ -132,7 +132,7 @@ class Collector:
                 change.touched = True
                 continue
             size += len(record)
-            for child in references(oid, record):
+            for child in _children(oid, record):
                 if counts.drop_reference(child, change.now, transaction):
                     orphans.append((since, child))
         for since, oid in orphans:
@@ -164,3 +164,12 @@ class Collector:
             self.turn(pause=PAUSE)
         except DiskFullError as error:
             logger.debug("garbage waits: %s", error)
+
+
+def _children(oid: bytes, record: bytes) -> tuple[bytes, ...]:
+    """Return what a deleted record referred to; nothing where it is malformed: that is kept, and not lost."""
+    try:
+        return references(oid, record)
+    except ValueError as error:
+        logger.error("garbage is malformed, so that what it referred to stays: %s", error)
+        return ()
