@@ -6,6 +6,7 @@ with what they are doing and how far they are. For one thread.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal."""
+COLUMNS = 80
+"""Of a terminal that does not tell its width."""
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
@@ -24,6 +27,13 @@ class _Bar(tqdm):  # type: ignore[type-arg]
 def rate_text(count: int, seconds: float) -> str:
     """Return how many there were a second, for people to read."""
     return f"{count / seconds:,.0f}/s" if seconds > 0 else "at once"
+
+
+def _columns(stream: TextIO | None) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream is not None else 0
+    except (OSError, ValueError):
+        return 0
 
 
 class Progress:
@@ -81,12 +91,14 @@ class Progress:
         self._activity = activity
         self._started = self._shown = self._clock()
         if self._terminal:
+            width = _columns(self._stream)
             self._bar = _Bar(
                 desc=activity,
                 total=self.totals.get(activity),
                 unit=f" {self._unit}",
                 file=self._stream,
-                dynamic_ncols=True,
+                dynamic_ncols=width > 0,
+                ncols=None if width else COLUMNS,
             )
 
     def _line(self, count: int) -> None:
