@@ -24,7 +24,7 @@ from durus.file_storage import FileStorage
 from graphs import oid, record, table
 
 import berkeleydb_storage
-from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual, cli
+from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual, check, cli
 from berkeleydb_storage.environment import REFCOUNTS
 from berkeleydb_storage.format import pack_count
 
@@ -164,6 +164,19 @@ def test_check_and_repair(faulty):
     assert f"repaired: count: {fault}" in out
     assert "sound" in out
     assert run("check", faulty)[0].count("\n") == 1
+
+
+def test_check_of_more_faults_than_are_listed(faulty, capsys, monkeypatch):
+    with BerkeleyDBStorage(faulty, garbage_collection=GarbageManual()) as storage:
+        for number in (3, 4):
+            table(storage, REFCOUNTS).put(oid(number), pack_count(7))
+    monkeypatch.setattr(check, "LISTED", 1)
+    out = run_here(capsys, "check", faulty, code=1).out
+    assert out.count("fault: count: object") == 1
+    assert re.search(r"^fault: and (\d+) more, which are not listed$", out, re.MULTILINE)
+    values = json.loads(run_here(capsys, "check", faulty, "--json", code=1).out)
+    assert (len(values["faults"]), values["found"] >= 3) == (1, True)
+    assert "more, which are not listed" in run_here(capsys, "check", faulty, "--repair").out
 
 
 def test_check_prints_what_cannot_be_repaired(db, capsys):

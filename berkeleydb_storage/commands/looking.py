@@ -25,30 +25,41 @@ class _Findings:
     """What a check has found so far."""
 
     def __init__(self) -> None:
-        self.objects = self.garbage = 0
+        self.objects = self.references = self.garbage = 0
         self.faults: list[Fault] = []
+        self.count = self.unrepairable = 0
         self.repaired: list[Fault] = []
+        self.repaired_count = 0
         self.pages = False
+
+    def add(self, faults: list[Fault]) -> None:
+        """Note faults that cannot be repaired."""
+        self.faults += faults
+        self.count += len(faults)
+        self.unrepairable += len(faults)
 
     def look_inside(self, storage: BerkeleyDBStorage, repair: bool, progress: Progress) -> None:
         """Check what an open storage holds; what was repaired is checked again."""
         report = storage.check(repair=repair, progress=progress)
         if report.repaired:
             self.repaired = [fault for fault in report.faults if fault.repairable]
+            self.repaired_count = report.found - report.unrepairable
             report = storage.check(progress=progress)
-        self.objects, self.garbage = report.objects, report.garbage
+        self.objects, self.references, self.garbage = report.objects, report.references, report.garbage
         self.faults += report.faults
+        self.count += report.found
+        self.unrepairable += report.unrepairable
 
     def look_at_files(self, path: str, progress: Progress) -> None:
         """Check the pages of a storage that is closed, and stays so meanwhile; those of a damaged one as they are."""
         with _locked(path) as directory:
             description = directory.read()
-            if description is None or not (description.state == CLOSED or self.faults):
+            if description is None or not (description.state == CLOSED or self.count):
                 return
             try:
-                self.faults += check_pages(directory.path, progress)
+                self.add(check_pages(directory.path, progress))
             except FileNotFoundError:
-                if not self.faults:
+                if not self.count:
                     raise
             else:
                 self.pages = True
@@ -77,37 +88,48 @@ def _check(arguments: argparse.Namespace, console: Console) -> int:
                 progress.totals["objects"] = storage.get_size()
                 found.look_inside(storage, arguments.repair, progress)
         except DamagedError as error:
-            found.faults.append(Fault("page", str(error), repairable=False))
+            found.add([Fault("page", str(error), repairable=False)])
         if arguments.pages:
             found.look_at_files(arguments.directory, progress)
     _report(arguments, console, found, time.monotonic() - started)
-    return 1 if found.faults else 0
+    return 1 if found.count else 0
 
 
 def _report(arguments: argparse.Namespace, console: Console, found: _Findings, seconds: float) -> None:
     values = {
         "directory": arguments.directory,
-        "sound": not found.faults,
+        "sound": not found.count,
         "objects": found.objects,
+        "references": found.references,
         "garbage": found.garbage,
         "pages": found.pages,
         "seconds": round(seconds, 3),
+        "found": found.count,
         "faults": [asdict(fault) for fault in found.faults],
         "repaired": [asdict(fault) for fault in found.repaired],
     }
-    lines = [f"repaired: {fault.kind}: {fault.message}" for fault in found.repaired]
-    lines += [f"fault: {fault.kind}: {fault.message}" for fault in found.faults]
-    lines.append(f"{arguments.directory}: {_verdict(found)}, in {seconds:.1f} s")
-    console.result(values, "\n".join(lines), essential=bool(found.faults or found.repaired))
+    lines = [
+        *_fault_lines("repaired", found.repaired, found.repaired_count),
+        *_fault_lines("fault", found.faults, found.count),
+        f"{arguments.directory}: {_verdict(found)}, in {seconds:.1f} s",
+    ]
+    console.result(values, "\n".join(lines), essential=bool(found.count or found.repaired_count))
+
+
+def _fault_lines(what: str, faults: Sequence[Fault], count: int) -> Iterator[str]:
+    for fault in faults:
+        yield f"{what}: {fault.kind}: {fault.message}"
+    if count > len(faults):
+        yield f"{what}: and {count - len(faults):,} more, which are not listed"
 
 
 def _verdict(found: _Findings) -> str:
     pages = "every page" if found.pages else "the pages not looked at one by one"
-    if not found.faults:
+    if not found.count:
         return f"sound; {found.objects:,} objects, {found.garbage:,} of them garbage, {pages}"
-    mendable = sum(fault.repairable for fault in found.faults)
+    mendable = found.count - found.unrepairable
     advice = f"{mendable:,} of which --repair mends" if mendable else "none of which can be repaired: restore a backup"
-    return f"{len(found.faults):,} faults, {advice}"
+    return f"{found.count:,} faults, {advice}"
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
