@@ -77,7 +77,7 @@ class Journal:
 
     def since(self, tid: int) -> list[JournalRow] | None:
         """Return the transactions after `tid`, oldest first; None where some of them are forgotten."""
-        if tid < self.tid - HORIZON or tid > self.tid:
+        if not max(0, self.tid - HORIZON) <= tid <= self.tid:
             return None
         rows = (self._rows.get(pack_uint64(number)) for number in range(tid + 1, self.tid + 1))
         found = [unpack_journal(row) for row in rows if row is not None]

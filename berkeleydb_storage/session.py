@@ -97,7 +97,7 @@ class Session(Storage):
             ValueError: the oid was never handed out, or the record is malformed or another object's. The commit
                 under way is dropped.
         """
-        pending = self._pending
+        pending, record = self._pending, bytes(record)
         try:
             refs = references(oid, record)
             if not self._engine.was_handed_out(oid):
@@ -105,7 +105,7 @@ class Session(Storage):
         except ValueError:
             pending.clear()
             raise
-        pending.records[oid] = (bytes(record), refs)
+        pending.records[oid] = (record, refs)
         pending.size += len(record)
 
     def end(self, handle_invalidations: Invalidator | None = None) -> None:
