@@ -39,6 +39,14 @@ class Server(StorageServer):  # type: ignore[misc]
             raise SystemExit(0)
         super().handle(s)
 
+    def serve(self) -> None:
+        """Serve until the end, which closes the connections."""
+        try:
+            super().serve()
+        finally:
+            for client in self.clients:
+                client.s.close()
+
 
 @contextmanager
 def ending_signals() -> Iterator[socket.socket]:
