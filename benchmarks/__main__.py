@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.building import build_objects
 from benchmarks.committing import commit
-from benchmarks.facts import facts, quiet_durus
+from benchmarks.facts import facts, in_memory, load_average, on_disk, quiet_durus
 from benchmarks.loading import load
-from benchmarks.measure import Result
+from benchmarks.measure import Result, progress
 from benchmarks.migrating import migrate
 from benchmarks.opening import opening
 from benchmarks.stores import Stores
@@ -80,7 +80,9 @@ def run(names: Sequence[str], size: Size, directory: Path, out: Callable[[str], 
         for result in found:
             out(report.text(result))
         results += found
+    known["load average at the end"] = load_average()
     out(report.summary(results))
+    out(f"load average: {known['load average']} at the beginning, {known['load average at the end']} at the end")
     return report.as_json(known, size.name, results)
 
 
@@ -97,7 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     quiet_durus()
     size = FULL if chosen.full else TINY if chosen.tiny else QUICK
-    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=chosen.directory) as scratch:
+    directory = chosen.directory or on_disk()
+    if in_memory(directory):
+        progress(f"{directory} is in memory: syncs cost nothing there, so the durable commits mean nothing")
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=directory) as scratch:
         found = run(chosen.names or list(BENCHMARKS), size, Path(scratch))
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")

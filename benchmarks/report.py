@@ -7,6 +7,9 @@ from typing import Any
 
 from benchmarks.measure import Figure, Result, Spread
 
+SAME = 0.01
+"""Quartiles that are closer than this share of the median are not shown."""
+
 
 def _number(value: float) -> str:
     if value >= 1000:
@@ -15,7 +18,7 @@ def _number(value: float) -> str:
 
 
 def _spread(spread: Spread) -> str:
-    if spread.rounds == 1:
+    if spread.upper - spread.lower <= SAME * abs(spread.median):
         return _number(spread.median)
     return f"{_number(spread.median)} ({_number(spread.lower)} - {_number(spread.upper)})"
 
@@ -30,8 +33,10 @@ def verdict(figure: Figure) -> str:
 
 def _line(figure: Figure) -> str:
     spread = figure.value
-    rounds = f"{spread.rounds} rounds, {_number(spread.lowest)} to {_number(spread.highest)}"
-    return f"{figure.title}: {_spread(spread)}{figure.unit and ' ' + figure.unit}; {verdict(figure)}; {rounds}"
+    line = f"{figure.title}: {_spread(spread)}{figure.unit and ' ' + figure.unit}; {verdict(figure)}"
+    if spread.rounds == 1:
+        return f"{line}; measured once"
+    return f"{line}; {spread.rounds} rounds, {_number(spread.lowest)} to {_number(spread.highest)}"
 
 
 def text(result: Result) -> str:
