@@ -9,8 +9,6 @@ Invariants:
 1. Each object comes once, in the order of the oids, as it was committed last.
 2. A file is read whole or refused: what is cut off or inconsistent raises an error that names the place.
 3. Memory does not grow with the source: an index of eight bytes an object is in a temporary file.
-
-A file is mapped into memory: a disk that cannot read it ends the process (SIGBUS), as a kill would.
 """
 
 from __future__ import annotations
@@ -39,12 +37,14 @@ REPORT_EVERY = 10_000
 """Records between two calls of `progress`."""
 PAGE = 4096
 """Oids that share a page of the index."""
+WINDOW = 16 << 10
+"""Bytes of a file that are read at a time: more would cost where neighbours in the order of the oids are none in it."""
 
-_uint32_at = Struct(">L").unpack_from
-_uint64_at = Struct(">Q").unpack_from
-_length_and_oid = Struct(">QQ").unpack_from
-_short_length_and_oid = Struct(">LQ").unpack_from
-_map_header = Struct(">QQQ").unpack_from
+_uint32 = Struct(">L").unpack
+_uint64 = Struct(">Q").unpack
+_length_and_oid = Struct(">QQ").unpack
+_short_length_and_oid = Struct(">LQ").unpack
+_map_header = Struct(">QQQ").unpack
 _pack_length = Struct(">L").pack
 _position_at = Struct("=Q").unpack_from
 _set_position = Struct("=Q").pack_into
@@ -112,27 +112,61 @@ def _open_directory(path: Path, _: Progress) -> Iterator[Source]:
 
 @contextmanager
 def _open_file_storage(path: Path, progress: Progress) -> Iterator[Source]:
-    with _mapped(path) as data, closing(_index(_in_shelf(path, data), progress)) as index:
-        yield Source("FileStorage", len(index), _shelf_records(data, index))
+    with _locked(path) as file, closing(_index(_in_shelf(file), progress)) as index:
+        yield Source("FileStorage", len(index), _shelf_records(file, index))
 
 
 @contextmanager
 def _open_file_storage2(path: Path, progress: Progress) -> Iterator[Source]:
-    with _mapped(path) as data, closing(_index(_in_dfs20(path, data), progress)) as index:
-        yield Source("FileStorage2", len(index), _dfs20_records(data, index))
+    with _locked(path) as file, closing(_index(_in_dfs20(file), progress)) as index:
+        yield Source("FileStorage2", len(index), _dfs20_records(file, index))
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file:
+def _locked(path: Path) -> Iterator[_File]:
+    with path.open("rb", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageInUse(
                 f"{path} is in use by another process, which may commit to it: stop that first", None
             ) from None
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
+        yield _File(path, file.fileno())
+
+
+class _File:
+    """A file that is read through a window."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.size = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+        self._window = b""
+        self._start = 0
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`, which lie within the file.
+
+        Raises:
+            MigrationError: they do not any more.
+            OSError: they cannot be read.
+        """
+        start = offset - self._start
+        if start < 0 or start + length > len(self._window):
+            self._window = os.pread(self._descriptor, max(length, WINDOW), offset)
+            self._start, start = offset, 0
+            if len(self._window) < length:
+                raise MigrationError(f"{self.path} was cut off while it was read")
+        return self._window[start : start + length]
+
+    def cut_off(self, what: str, offset: int) -> MigrationError:
+        return MigrationError(
+            f"{self.path} is cut off or damaged: {what} at offset {offset:,} goes on beyond its end. If the last "
+            "commit was interrupted, open a copy of the file with Durus' repair=True, which drops it, and migrate that"
+        )
+
+    def damaged(self, what: str) -> MigrationError:
+        return MigrationError(f"{self.path} is damaged: {what}")
 
 
 class _Index:
@@ -193,96 +227,90 @@ def _index(found: Iterator[tuple[int, int]], progress: Progress) -> _Index:
     return index
 
 
-def _cut_off(path: Path, what: str, offset: int) -> MigrationError:
-    return MigrationError(
-        f"{path} is cut off or damaged: {what} at offset {offset:,} goes on beyond its end. If the last commit was "
-        "interrupted, open a copy of the file with Durus' repair=True, which drops it, and migrate that"
-    )
-
-
-def _in_shelf(path: Path, data: mmap.mmap) -> Iterator[tuple[int, int]]:
+def _in_shelf(file: _File) -> Iterator[tuple[int, int]]:
     """Yield (oid, offset) of every record of a FileStorage: a transaction, the offset map, more transactions."""
-    position = yield from _shelf_transaction(path, data, len(SHELF))
-    position = _after_map(path, data, position)
-    while position < len(data):
-        position = yield from _shelf_transaction(path, data, position)
+    position = yield from _shelf_transaction(file, len(SHELF))
+    position = _after_map(file, position)
+    while position < file.size:
+        position = yield from _shelf_transaction(file, position)
 
 
-def _shelf_transaction(path: Path, data: mmap.mmap, start: int) -> Found:
-    if start + 8 > len(data):
-        raise _cut_off(path, "the transaction", start)
+def _shelf_transaction(file: _File, start: int) -> Found:
     position = start + 8
-    end: int = position + _uint64_at(data, start)[0]
-    if end > len(data):
-        raise _cut_off(path, "the transaction", start)
+    if position > file.size:
+        raise file.cut_off("the transaction", start)
+    end: int = position + _uint64(file.at(start, 8))[0]
+    if end > file.size:
+        raise file.cut_off("the transaction", start)
+    at = file.at
     while position < end:
         if position + 16 > end:
-            raise _damaged_record(path, position)
-        length, number = _length_and_oid(data, position)
+            raise _impossible_length(file, position)
+        length, number = _length_and_oid(at(position, 16))
         if length < 8 or position + 8 + length > end:
-            raise _damaged_record(path, position)
+            raise _impossible_length(file, position)
         yield number, position
         position += 8 + length
     return end
 
 
-def _damaged_record(path: Path, offset: int) -> MigrationError:
-    return MigrationError(f"{path} is damaged: the record at offset {offset:,} has an impossible length")
+def _impossible_length(file: _File, offset: int) -> MigrationError:
+    return file.damaged(f"the record at offset {offset:,} has an impossible length")
 
 
-def _after_map(path: Path, data: mmap.mmap, start: int) -> int:
+def _after_map(file: _File, start: int) -> int:
     """Return where the map of offsets ends; it is not used, because it lacks what was committed after the last pack."""
-    if start + 24 > len(data):
-        raise _cut_off(path, "the map of offsets", start)
-    length, word, words = _map_header(data, start)
+    if start + 24 > file.size:
+        raise file.cut_off("the map of offsets", start)
+    length, word, words = _map_header(file.at(start, 24))
     if length != 16 + word * words:
-        raise MigrationError(f"{path} is damaged: the map of offsets at offset {start:,} contradicts itself")
-    if start + 8 + length > len(data):
-        raise _cut_off(path, "the map of offsets", start)
+        raise file.damaged(f"the map of offsets at offset {start:,} contradicts itself")
     end: int = start + 8 + length
+    if end > file.size:
+        raise file.cut_off("the map of offsets", start)
     return end
 
 
-def _shelf_records(data: mmap.mmap, index: _Index) -> Iterator[tuple[bytes, bytes]]:
+def _shelf_records(file: _File, index: _Index) -> Iterator[tuple[bytes, bytes]]:
+    at = file.at
     for number, offset in index:
-        record = data[offset + 16 : offset + 8 + _uint64_at(data, offset)[0]]
-        yield pack_uint64(number), record
+        yield pack_uint64(number), at(offset + 16, _uint64(at(offset, 8))[0] - 8)
 
 
-def _in_dfs20(path: Path, data: mmap.mmap) -> Iterator[tuple[int, int]]:
+def _in_dfs20(file: _File) -> Iterator[tuple[int, int]]:
     """Yield (oid, offset) of every record of a FileStorage2: transactions, with an index among them."""
     position = len(DFS20) + 8
-    index = _uint64_at(data, len(DFS20))[0] if len(data) >= position else 0
-    if not position <= index <= len(data) - 8:
-        raise _cut_off(path, "the index", index)
-    while position < len(data):
+    index = _uint64(file.at(len(DFS20), 8))[0] if file.size >= position else 0
+    if not position <= index <= file.size - 8:
+        raise file.cut_off("the index", index)
+    while position < file.size:
         if position == index:
-            position += 8 + _uint64_at(data, position)[0]
+            position += 8 + _uint64(file.at(position, 8))[0]
         else:
-            position = yield from _dfs20_transaction(path, data, position)
-    if position > len(data):
-        raise _cut_off(path, "the index", index)
+            position = yield from _dfs20_transaction(file, position)
+    if position > file.size:
+        raise file.cut_off("the index", index)
 
 
-def _dfs20_transaction(path: Path, data: mmap.mmap, start: int) -> Found:
-    position, size = start, len(data)
+def _dfs20_transaction(file: _File, start: int) -> Found:
+    position, size, at = start, file.size, file.at
     while position + 4 <= size:
-        length = _uint32_at(data, position)[0]
+        length = _uint32(at(position, 4))[0]
         if not length:
             return position + 4
         if position + 4 + length > size:
             break
         if length < 12:
-            raise _damaged_record(path, position)
-        yield _short_length_and_oid(data, position)[1], position
+            raise _impossible_length(file, position)
+        yield _short_length_and_oid(at(position, 12))[1], position
         position += 4 + length
-    raise _cut_off(path, "the transaction", start)
+    raise file.cut_off("the transaction", start)
 
 
-def _dfs20_records(data: mmap.mmap, index: _Index) -> Iterator[tuple[bytes, bytes]]:
+def _dfs20_records(file: _File, index: _Index) -> Iterator[tuple[bytes, bytes]]:
+    at = file.at
     for number, offset in index:
-        record = data[offset + 4 : offset + 4 + _uint32_at(data, offset)[0]]
-        yield pack_uint64(number), record
+        yield pack_uint64(number), at(offset + 4, _uint32(at(offset, 4))[0])
 
 
 @contextmanager

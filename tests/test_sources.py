@@ -91,6 +91,25 @@ def test_any_history(kind, before, after, packed):
 
 
 @pytest.mark.parametrize("kind", FILES)
+def test_records_around_the_size_of_the_window(kind, tmp_path):
+    around = [factor * module.WINDOW + more for factor in (0, 1, 3) for more in range(-40, 41, 8)]
+    rows = [(oid(0), record(0))] + [(oid(n), record(n, data=bytes(max(0, size)))) for n, size in enumerate(around, 1)]
+    path = durusfiles.write(tmp_path / "file", [rows, rows[5:9]], kind)
+    assert read(path) == (kind, dict(rows))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_gets_shorter_while_it_is_read(kind, tmp_path):
+    rows = [(oid(n), record(n, data=bytes(module.WINDOW))) for n in range(10)]
+    path = durusfiles.write(tmp_path / "file", [rows], kind)
+    with open_source(path) as source:
+        assert next(source.records) == rows[0]
+        os.truncate(path, 3 * module.WINDOW)
+        with pytest.raises(MigrationError, match="was cut off while it was read"):
+            list(source.records)
+
+
+@pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_is_cut_off_anywhere(kind, tmp_path):
     """It is refused where Durus refuses it, and read as Durus reads it elsewhere: at the end of a commit."""
     rows = [[(oid(0), record(0, 1))], [(oid(1), record(1, data=b"one")), (oid(2), record(2))], [(oid(1), record(1))]]
