@@ -132,8 +132,7 @@ def assert_books(storage):
     assert {key for key, count in right.items() if count == 0} == set(queue(storage))
     assert suspects(storage) <= graph.keys()
     totals = (len(graph), len(queue(storage)), len(suspects(storage)))
-    written = journal(storage)
-    assert written[max(written)].state[1:] == totals
+    assert storage._engine.journal.newest()[1][1:] == totals
     assert storage._engine.journal.state[1:] == totals
     engine_counts = storage._engine.counts
     assert (storage.get_size(), engine_counts.garbage, engine_counts.suspects) == totals
