@@ -33,7 +33,7 @@ class CheckpointNumbers(NamedTuple):
     """What a checkpoint policy is told."""
 
     log_bytes: int
-    """Bytes of log written since the last checkpoint."""
+    """Bytes of log written since the last checkpoint; 0 where nothing was committed."""
     seconds: float
     """Seconds since the last checkpoint."""
 
@@ -97,13 +97,16 @@ class Checkpointer:
         self._directory = directory
         self._running = threading.Lock()
         self._position = environment.log_position()  # guarded by _running
+        self._transactions = environment.transactions()  # guarded by _running
         self._time = time.monotonic()  # guarded by _running
         self.completed = 0  # guarded by _running
         self._stopped = False  # guarded by _running
 
     def numbers(self) -> CheckpointNumbers:
-        """Return what the policy is told."""
-        written = self._environment.log_position() - self._position
+        """Return what the policy is told. What a checkpoint itself writes into the log does not count."""
+        environment = self._environment
+        idle = environment.transactions() == self._transactions
+        written = 0 if idle else environment.log_position() - self._position
         return CheckpointNumbers(written, time.monotonic() - self._time)
 
     def turn(self) -> None:
@@ -139,12 +142,13 @@ class Checkpointer:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        position, started = self._environment.log_position(), time.monotonic()
+        transactions, position = self._environment.transactions(), self._environment.log_position()
+        started = time.monotonic()
         failpoints.reached("checkpoint.begun")
         self._environment.checkpoint()
         failpoints.reached("checkpoint.done")
         self._remove_logs()
-        self._position, self._time = position, started
+        self._transactions, self._position, self._time = transactions, position, started
         self.completed += 1
         logger.debug("checkpoint of %s in %.3f s", self._directory.path, time.monotonic() - started)
 

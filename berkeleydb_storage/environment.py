@@ -365,6 +365,10 @@ class Environment:
             status = self._environment.log_stat()
         return int(status["cur_file"]) * LOG_FILE_SIZE + int(status["cur_offset"])
 
+    def transactions(self) -> int:
+        """Return how many transactions were committed since the environment was opened."""
+        return int(self._environment.txn_stat()["ncommits"])
+
     def log_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the log; empty when opened for reading only."""
         return cast("dict[str, int]", self._environment.log_stat()) if self.writable else {}
