@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -31,6 +30,7 @@ from berkeleydb_storage.errors import BerkeleyDBStorageError
 from berkeleydb_storage.format import pack_uint64, unpack_uint64
 from berkeleydb_storage.session import Session
 from berkeleydb_storage.tally import record_digest
+from berkeleydb_storage.window import Window
 
 SHELF = b"SHELF-1\n"
 BUFFER = 1 << 20
@@ -39,7 +39,7 @@ REPORT_EVERY = 2000
 WORDS = 4096
 """Words of the map of offsets that are written at a time."""
 
-_length_and_oid = Struct(">QQ").unpack_from
+_length_and_oid = Struct(">QQ").unpack
 _map_header = Struct(">QQQ").pack
 
 Progress = Callable[[str, int], None]
@@ -71,7 +71,7 @@ def export(storage: Session, path: str | os.PathLike[str], progress: Progress | 
     progress = progress or _silent
     with new_file(path) as (file, temporary):
         written = _write_records(file, storage, progress)
-        map_digest = _write_map(file, written, progress)
+        map_digest = _write_map(temporary, file, written, progress)
         file.flush()
         _verify(temporary, written, map_digest, progress)
     return written.objects
@@ -145,7 +145,7 @@ def _write_records(file: BinaryIO, storage: Session, progress: Progress) -> _Wri
     return _Written(count, digest, highest)
 
 
-def _write_map(file: BinaryIO, written: _Written, progress: Progress) -> int:
+def _write_map(path: Path, file: BinaryIO, written: _Written, progress: Progress) -> int:
     """Write the map of offsets: a word for each oid, and one more, as Durus makes it; return a digest of it."""
     start = file.seek(0, os.SEEK_END)
     words = written.highest + 2 if written.objects else 0
@@ -154,24 +154,23 @@ def _write_map(file: BinaryIO, written: _Written, progress: Progress) -> int:
     digest = crc32(header)
     file.write(header)
     file.flush()
-    with mmap.mmap(file.fileno(), start, access=mmap.ACCESS_READ) as data:
-        content = _words(data, start, words)
-        for done in range(0, words, WORDS):
-            progress("indexing", done)
-            part = b"".join([word.to_bytes(size, "big") for word in islice(content, WORDS)])
-            digest = crc32(part, digest)
-            file.write(part)
+    content = _words(Window(path, file.fileno()), start, words)
+    for done in range(0, words, WORDS):
+        progress("indexing", done)
+        part = b"".join([word.to_bytes(size, "big") for word in islice(content, WORDS)])
+        digest = crc32(part, digest)
+        file.write(part)
     return digest
 
 
-def _words(data: mmap.mmap, start: int, words: int) -> Iterator[int]:
+def _words(file: Window, start: int, words: int) -> Iterator[int]:
     """Yield the words of the map: for an object its offset, for a hole the hole before it, plus `start`.
 
     The first hole leads to the last word, which is always one.
     """
     hole, following, position = words - 1, 0, len(SHELF) + 8
     while position < start:
-        length, number = _length_and_oid(data, position)
+        length, number = _length_and_oid(file.at(position, 16))
         for index in range(following, number):
             yield hole + start
             hole = index

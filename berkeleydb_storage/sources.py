@@ -28,6 +28,7 @@ from typing import NamedTuple
 from berkeleydb_storage.errors import MigrationError, StorageInUse, StorageNotFound
 from berkeleydb_storage.format import pack_uint64
 from berkeleydb_storage.storage import BerkeleyDBStorage
+from berkeleydb_storage.window import Window
 
 SHELF = b"SHELF-1\n"
 DFS20 = b"DFS20\0"
@@ -37,8 +38,6 @@ REPORT_EVERY = 10_000
 """Records between two calls of `progress`."""
 PAGE = 4096
 """Oids that share a page of the index."""
-WINDOW = 16 << 10
-"""Bytes of a file that are read at a time: more would cost where neighbours in the order of the oids are none in it."""
 
 _uint32 = Struct(">L").unpack
 _uint64 = Struct(">Q").unpack
@@ -134,30 +133,12 @@ def _locked(path: Path) -> Iterator[_File]:
         yield _File(path, file.fileno())
 
 
-class _File:
-    """A file that is read through a window."""
+class _File(Window):
+    """A file of Durus."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
+        super().__init__(path, descriptor)
         self.size = os.fstat(descriptor).st_size
-        self._descriptor = descriptor
-        self._window = b""
-        self._start = 0
-
-    def at(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`, which lie within the file.
-
-        Raises:
-            MigrationError: they do not any more.
-            OSError: they cannot be read.
-        """
-        start = offset - self._start
-        if start < 0 or start + length > len(self._window):
-            self._window = os.pread(self._descriptor, max(length, WINDOW), offset)
-            self._start, start = offset, 0
-            if len(self._window) < length:
-                raise MigrationError(f"{self.path} was cut off while it was read")
-        return self._window[start : start + length]
 
     def cut_off(self, what: str, offset: int) -> MigrationError:
         return MigrationError(

@@ -483,6 +483,7 @@ def test_an_interrupted_migration_is_undone(number, point, large, tmp_path):
     done = run_signalled(point, number, 1, "migrate", large, tmp_path / "new")
     assert done.returncode == 128 + number, done
     assert done.stderr == (
+        "durus-bdb: ending; once more to end at once, as if killed\n"
         f"durus-bdb: interrupted; {tmp_path}/new is empty, as before; to start again, run the same command\n"
     )
     assert done.stdout == ""
@@ -505,7 +506,8 @@ def test_an_interrupted_pack_goes_on_later(open_storage, directory):
     storage.migrate([(oid(0), record(0))] + [(oid(n), record(n)) for n in range(1, 500)])
     storage.close()
     done = run_signalled("collect.committed", signal.SIGINT, 1, "pack", directory)
-    assert (done.returncode, done.stderr.startswith("durus-bdb: interrupted; what was deleted is gone")) == (130, True)
+    assert done.returncode == 130
+    assert "durus-bdb: interrupted; what was deleted is gone" in done.stderr
     assert 1 < len(contents(directory)) < 500
     run("pack", directory)
     assert len(contents(directory)) == 1

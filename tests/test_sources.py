@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from berkeleydb_storage import BerkeleyDBStorageError, MigrationError, StorageInUse, StorageNotFound
 from berkeleydb_storage import sources as module
 from berkeleydb_storage.sources import open_source
+from berkeleydb_storage.window import WINDOW
 
 EXAMPLES = 100
 KINDS = sorted(durusfiles.KINDS)
@@ -92,7 +93,7 @@ def test_any_history(kind, before, after, packed):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_records_around_the_size_of_the_window(kind, tmp_path):
-    around = [factor * module.WINDOW + more for factor in (0, 1, 3) for more in range(-40, 41, 8)]
+    around = [factor * WINDOW + more for factor in (0, 1, 3) for more in range(-40, 41, 8)]
     rows = [(oid(0), record(0))] + [(oid(n), record(n, data=bytes(max(0, size)))) for n, size in enumerate(around, 1)]
     path = durusfiles.write(tmp_path / "file", [rows, rows[5:9]], kind)
     assert read(path) == (kind, dict(rows))
@@ -100,11 +101,11 @@ def test_records_around_the_size_of_the_window(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_gets_shorter_while_it_is_read(kind, tmp_path):
-    rows = [(oid(n), record(n, data=bytes(module.WINDOW))) for n in range(10)]
+    rows = [(oid(n), record(n, data=bytes(WINDOW))) for n in range(10)]
     path = durusfiles.write(tmp_path / "file", [rows], kind)
     with open_source(path) as source:
         assert next(source.records) == rows[0]
-        os.truncate(path, 3 * module.WINDOW)
+        os.truncate(path, 3 * WINDOW)
         with pytest.raises(MigrationError, match="was cut off while it was read"):
             list(source.records)
 

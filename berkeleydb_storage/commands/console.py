@@ -21,6 +21,8 @@ from berkeleydb_storage.progress import Progress
 
 PROGRAM = "durus-bdb"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+ENDING = f"{PROGRAM}: ending; once more to end at once, as if killed\n".encode()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -56,6 +58,7 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._noted = number
+        os.write(STDERR, b"\n" + ENDING if os.isatty(STDERR) else ENDING)
 
     def poll(self) -> None:
         """Raise `Interrupted` if a signal came."""
