@@ -19,7 +19,7 @@ from berkeleydb_storage.environment import LIBRARY, TABLES, Environment, recover
 from berkeleydb_storage.errors import OptionError, RecoveryNeeded, StorageNotFound
 from berkeleydb_storage.format import FORMAT_VERSION
 from berkeleydb_storage.options import Options
-from berkeleydb_storage.upgrade import upgrade
+from berkeleydb_storage.upgrade import upgrade, verify_format
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def _create(directory: Directory, options: Options) -> Opened:
 
 def _verify(directory: Directory, description: Description, options: Options) -> None:
     directory.verify_library(description, LIBRARY)
+    verify_format(directory, description, read_only=options.read_only)
     directory.verify_files(description, list(TABLES))
     if options.type not in (None, description.type):
         raise OptionError(

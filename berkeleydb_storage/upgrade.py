@@ -26,21 +26,34 @@ STEPS: dict[int, Step] = {}
 """Version -> the step that leads to the next one. Format 1 is the first, so there is none yet."""
 
 
+def verify_format(directory: Directory, description: Description, *, read_only: bool) -> None:
+    """Look whether a storage has the current format, or can be upgraded to it; before anything is written.
+
+    Raises:
+        BerkeleyDBStorageError: no step leads there, or it would be upgraded and is to be opened read-only.
+    """
+    missing = [version for version in range(description.format, FORMAT_VERSION) if version not in STEPS]
+    if missing:
+        raise BerkeleyDBStorageError(
+            f"{directory.path} has format {description.format}, and this version of the package cannot upgrade it to "
+            f"{FORMAT_VERSION}: see UPGRADING for the version that can"
+        )
+    if read_only and description.format != FORMAT_VERSION:
+        raise BerkeleyDBStorageError(
+            f"{directory.path} has format {description.format}, and this version of the package reads format "
+            f"{FORMAT_VERSION}: open it for writing once, which upgrades it"
+        )
+
+
 def upgrade(directory: Directory, description: Description, environment: Environment) -> Description:
     """Run the steps that lead from the description's format to the current one; return the new description.
 
-    Raises:
-        BerkeleyDBStorageError: no step leads there; the storage is left as it is.
+    Call `verify_format` before.
     """
     for version in range(description.format, FORMAT_VERSION):
-        step = STEPS.get(version)
-        if step is None:
-            raise BerkeleyDBStorageError(
-                f"{directory.path} has format {version}, which this version cannot upgrade: see UPGRADING"
-            )
         started = time.monotonic()
         logger.warning("upgrading %s from format %d to %d", directory.path, version, version + 1)
-        step(environment, lambda text: logger.warning("upgrading %s: %s", directory.path, text))
+        STEPS[version](environment, lambda text: logger.warning("upgrading %s: %s", directory.path, text))
         transaction = environment.begin()
         environment.tables[META].put(META_FORMAT, pack_uint64(version + 1), txn=transaction)
         transaction.commit()

@@ -1,0 +1,252 @@
+"""Storages of an older format are upgraded in place, restartably; of a newer one, refused and left alone.
+
+There is no older format yet: one is made up here, format 0, in which objects with one referrer had a count row, too.
+"""
+
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+from graphs import assert_books, commit, counts, hand_out, meta, oid, quiet, record, rows, stored, table
+
+from berkeleydb_storage import BerkeleyDBStorageError, NewerFormat
+from berkeleydb_storage import upgrade as module
+from berkeleydb_storage.directory import Directory
+from berkeleydb_storage.engine import META_FORMAT
+from berkeleydb_storage.environment import META, REFCOUNTS, TABLES
+from berkeleydb_storage.environment import rows as rows_of
+from berkeleydb_storage.files import log_name, log_numbers
+from berkeleydb_storage.format import FORMAT_VERSION, pack_count, pack_uint64
+
+OBJECTS = 60
+BATCH = 10
+"""Rows that the step deals with in a transaction."""
+
+
+def from_0(environment, progress):
+    """Delete the rows of counts that are 1, a few at a time."""
+    counted = environment.tables[REFCOUNTS]
+    done = 0
+    while batch := [key for key, row in rows_of(counted) if row == pack_count(1)][:BATCH]:
+        transaction = environment.begin()
+        for key in batch:
+            counted.delete(key, txn=transaction)
+        transaction.commit()
+        done += len(batch)
+        progress(f"{done} rows")
+
+
+def open_dying_after(path, lines):
+    """Open a storage in another process, which kills itself after so many progress lines of the step."""
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+import test_upgrade
+from berkeleydb_storage import BerkeleyDBStorage, upgrade
+
+def step(environment, progress):
+    told = []
+    def tell(text):
+        told.append(text)
+        if len(told) == {lines}:
+            environment.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    test_upgrade.from_0(environment, tell)
+
+upgrade.STEPS[0] = step
+BerkeleyDBStorage({str(path)!r}).close()
+"""
+    return subprocess.run([sys.executable, "-c", script], stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A storage of format 0."""
+    with quiet(tmp_path) as storage:
+        hand_out(storage, OBJECTS)
+        commit(storage, record(0, *range(1, OBJECTS)), *(record(key, OBJECTS - 1) for key in range(1, OBJECTS)))
+        for key in range(1, OBJECTS - 1):
+            table(storage, REFCOUNTS).put(oid(key), pack_count(1))
+        table(storage, META).put(META_FORMAT, pack_uint64(0))
+    with closing(Locked(tmp_path)) as directory:
+        directory.update(format=0)
+    return tmp_path
+
+
+class Locked(Directory):
+    def __init__(self, path):
+        super().__init__(path)
+        self.acquire(read_only=False)
+        self.close = self.release
+
+
+@pytest.fixture
+def step(monkeypatch):
+    monkeypatch.setitem(module.STEPS, 0, from_0)
+
+
+def contents(path):
+    return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in sorted(os.listdir(path))}
+
+
+def formats(path):
+    """What storage.json says, and what the table meta does."""
+    description = Directory(path).read()
+    with closing(Locked(path)):
+        pass
+    return description.format
+
+
+def test_there_is_no_older_format_yet():
+    assert FORMAT_VERSION == 1
+    assert module.STEPS == {}
+
+
+def test_an_old_storage_is_upgraded_when_it_is_opened(old, step, caplog):
+    caplog.set_level(logging.WARNING)
+    with quiet(old) as storage:
+        assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
+        assert meta(storage, META_FORMAT) == pack_uint64(1)
+        assert_books(storage)
+        assert storage.check().faults == []
+        commit(storage, record(0))
+    assert formats(old) == 1
+    lines = [message for message in caplog.messages if "format" in message or "upgrading" in message]
+    assert lines[0] == f"upgrading {old} from format 0 to 1"
+    assert lines[1:-1] == [f"upgrading {old}: {done} rows" for done in (10, 20, 30, 40, 50, 58)]
+    assert lines[-1].startswith(f"{old} has format 1 now, after ")
+
+
+def test_it_is_upgraded_once(old, step, monkeypatch):
+    quiet(old).close()
+    monkeypatch.setitem(module.STEPS, 0, pytest.fail)
+    quiet(old).close()
+
+
+@pytest.mark.parametrize("lines", [1, 3, 6])
+def test_killed_in_the_middle_it_is_completed_at_the_next_opening(old, step, lines):
+    assert open_dying_after(old, lines) == -signal.SIGKILL
+    assert formats(old) == 0
+    with quiet(old) as storage:
+        assert storage.statistics().recovered
+        assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
+        assert storage.check().faults == []
+    assert formats(old) == 1
+
+
+def test_killed_again_and_again_it_gets_there(old, step):
+    """Each time it gets one transaction further."""
+    times = 0
+    while open_dying_after(old, 1) == -signal.SIGKILL:
+        assert formats(old) == 0
+        times += 1
+    assert times == -(-(OBJECTS - 2) // BATCH)
+    with quiet(old) as storage:
+        assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
+    assert formats(old) == 1
+
+
+def test_a_step_that_fails_leaves_the_version(old, monkeypatch):
+    def fail(environment, progress):
+        progress("about to fail")
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setitem(module.STEPS, 0, fail)
+    with pytest.raises(RuntimeError, match="on fire"):
+        quiet(old)
+    assert formats(old) == 0
+    monkeypatch.setitem(module.STEPS, 0, from_0)
+    with quiet(old) as storage:
+        assert storage.check().faults == []
+
+
+def test_the_version_is_raised_last(old, monkeypatch):
+    """First the work, then the table, then storage.json: stopped before any of them, it is done again."""
+    seen = []
+
+    def watch(environment, progress):
+        seen.append(("step", Directory(old).read().format, environment.tables[META].get(META_FORMAT)))
+        from_0(environment, progress)
+
+    update = Directory.update
+
+    def stop(directory, **changes):
+        if changes == {"format": 1}:
+            raise InterruptedError("before storage.json is replaced")
+        return update(directory, **changes)
+
+    monkeypatch.setitem(module.STEPS, 0, watch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "update", stop)
+        with pytest.raises(InterruptedError):
+            quiet(old)
+    assert formats(old) == 0
+    with quiet(old) as storage:
+        assert meta(storage, META_FORMAT) == pack_uint64(1)
+        assert storage.check().faults == []
+    assert seen == [("step", 0, pack_uint64(0)), ("step", 0, pack_uint64(1))]
+
+
+def test_several_steps_in_a_row(old, monkeypatch):
+    done = []
+    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr("berkeleydb_storage.directory.FORMAT_VERSION", 3)
+    monkeypatch.setattr("berkeleydb_storage.opening.FORMAT_VERSION", 3)
+    for version in (0, 1, 2):
+        monkeypatch.setitem(module.STEPS, version, lambda *_, version=version: done.append((version, formats_now())))
+
+    def formats_now():
+        return Directory(old).read().format
+
+    quiet(old).close()
+    assert done == [(0, 0), (1, 1), (2, 2)]
+    assert formats(old) == 3
+
+
+def test_where_no_step_leads_it_is_refused_and_left_alone(old):
+    before = contents(old)
+    with pytest.raises(
+        BerkeleyDBStorageError, match=r"has format 0, and this version .* cannot upgrade it to 1: see UP"
+    ):
+        quiet(old)
+    assert contents(old) == before
+
+
+def test_read_only_it_is_not_upgraded(old, step):
+    before = contents(old)
+    with pytest.raises(BerkeleyDBStorageError, match=r"has format 0.* reads format 1: open it for writing once, which"):
+        quiet(old, read_only=True)
+    assert contents(old) == before
+    quiet(old).close()
+    with quiet(old, read_only=True) as storage:
+        assert storage.get_size() == OBJECTS
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_newer_format_is_refused_and_left_alone(tmp_path, read_only):
+    with quiet(tmp_path) as storage:
+        hand_out(storage, 3)
+        commit(storage, record(0))
+    with closing(Locked(tmp_path)) as directory:
+        directory.update(format=2)
+    before = contents(tmp_path)
+    with pytest.raises(NewerFormat, match=r"has format 2, and this version .* reads up to 1: install a newer"):
+        quiet(tmp_path, read_only=read_only)
+    assert contents(tmp_path) == before
+
+
+def test_what_was_not_closed_is_recovered_first(old, step):
+    """An upgrade works on tables, and those are complete only after a recovery."""
+    with closing(Locked(old)) as directory:
+        directory.update(state="open")
+    with quiet(old) as storage:
+        assert storage.statistics().recovered
+        assert stored(storage)[1] == [OBJECTS - 1]
+        assert rows(storage, REFCOUNTS) == {oid(OBJECTS - 1): pack_count(OBJECTS - 1)}
+    assert set(TABLES) == {name.removesuffix(".db") for name in os.listdir(old) if name.endswith(".db")}
+    assert (old / log_name(log_numbers(old)[-1])).exists()
