@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from durus.error import DurusKeyError
 
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: the arguments are wrong, or ask for help.
     """
     parsed = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with Interrupts() as interrupts, Console(parsed, interrupts) as console:
         try:
             code: int = parsed.run(parsed, console)

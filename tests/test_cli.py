@@ -310,6 +310,18 @@ def test_dump_of_some(db, capsys):
     assert "<object 1: durus.btree.BTree>" in out
 
 
+def test_dump_where_the_output_knows_few_characters(open_storage, directory):
+    storage = open_storage()
+    connection = Connection(storage)
+    connection.get_root()["naïve"] = "☃"
+    connection.commit()
+    storage.close()
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    command = [*COMMAND, "dump", str(directory), "--text"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert r"{'data': {'na\xefve': '\u2603'}}" in done.stdout
+
+
 def test_dump_does_not_replace_a_file(db, tmp_path, capsys):
     (tmp_path / "file").write_text("precious")
     assert "exists, and is not replaced" in run_here(capsys, "dump", db, tmp_path / "file", code=2).err
