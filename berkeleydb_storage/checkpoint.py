@@ -70,7 +70,15 @@ class CheckpointInline(checkpoint_interface):
     """A checkpoint by the commit that makes the log too long, or comes too late after the last one."""
 
     def __init__(self, log_bytes: int = LOG_BYTES, seconds: float = SECONDS) -> None:
-        """Set the limits: bytes of log, and seconds; either is enough, if anything was written at all."""
+        """Set the limits; either is enough, if anything was written at all, and infinity is none.
+
+        Args:
+            log_bytes: bytes of log since the last checkpoint; default 32 MiB.
+            seconds: since the last checkpoint; default 60.
+
+        Raises:
+            OptionError: one of them is not positive.
+        """
         if not (log_bytes > 0 and seconds > 0):
             raise OptionError(f"log_bytes and seconds are positive, not {log_bytes!r} and {seconds!r}")
         self.log_bytes = log_bytes

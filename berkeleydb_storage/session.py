@@ -66,6 +66,7 @@ class Session(Storage):
         Raises:
             DurusKeyError: there is no such object.
             ReadConflictError: another session changed it since the last `sync`.
+            ValueError: `oid` is not 8 bytes.
             DamagedError, StorageClosed: it cannot be read.
         """
         engine = self._engine

@@ -60,7 +60,16 @@ class GarbageInline(garbage_collection_interface):
     """Some objects after every commit: twice as many as it stored, so that garbage cannot pile up."""
 
     def __init__(self, grace: float = GRACE, factor: float = 2.0, least: int = 10) -> None:
-        """Set the grace period in seconds, the objects to delete for each one stored, and the least of them."""
+        """Set how much a commit deletes.
+
+        Args:
+            grace: seconds; default 60.
+            factor: objects to delete for each one that the commit stored; default 2.
+            least: objects to delete whatever it stored; default 10.
+
+        Raises:
+            OptionError: one of them is negative or not finite.
+        """
         if not (0 <= grace < inf and 0 <= factor < inf and least >= 0):
             raise OptionError(
                 f"grace, factor and least are finite and not negative, not {grace!r}, {factor!r}, {least!r}"
@@ -78,7 +87,15 @@ class GarbageThread(garbage_collection_interface):
     """The default: a background thread, at a pace that grows with the queue, and with how idle the storage is."""
 
     def __init__(self, grace: float = GRACE, interval: float = 0.1) -> None:
-        """Set the grace period and the interval between two turns, in seconds."""
+        """Set the pace.
+
+        Args:
+            grace: seconds; default 60.
+            interval: seconds between two turns; default 0.1.
+
+        Raises:
+            OptionError: `grace` is negative, `interval` is not positive, or one of them not finite.
+        """
         if not (0 <= grace < inf and 0 < interval < inf):
             raise OptionError(
                 f"grace is finite and not negative, interval finite and positive, not {grace!r} and {interval!r}"
