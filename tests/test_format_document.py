@@ -1,0 +1,182 @@
+"""docs/FORMAT.md says what the code does: the tables of the document are parsed and compared with real bytes."""
+
+import json
+import os
+import re
+import stat
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from graphs import commit, hand_out, meta, oid, oids, quiet, record, rows
+
+from berkeleydb_storage import engine as engine_module
+from berkeleydb_storage.directory import Description
+from berkeleydb_storage.environment import LOG_FILE_SIZE, META, TABLES
+from berkeleydb_storage.files import PAGE_SIZE, log_number
+from berkeleydb_storage.format import (
+    FORMAT_VERSION,
+    State,
+    pack_condemned,
+    pack_count,
+    pack_garbage_key,
+    pack_journal,
+    pack_uint64,
+)
+from berkeleydb_storage.journal import HORIZON
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "FORMAT.md"
+pytestmark = pytest.mark.skipif(not DOCUMENT.exists(), reason="the documents are in the source tree only")
+
+TEXT = DOCUMENT.read_text() if DOCUMENT.exists() else ""
+SIZES = {"u64": 8, "u32": 4, "u8": 1}
+
+
+def table(heading, after=""):
+    """Return the rows of the first table that begins with this heading, as tuples without backquotes."""
+    lines = iter(TEXT.partition(after)[2].splitlines() if after else TEXT.splitlines())
+    for line in lines:
+        if line.startswith(f"| {heading} |"):
+            break
+    next(lines)
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append(tuple(cell.strip().strip("`") for cell in line.strip("|").split("|")))
+    assert found
+    return found
+
+
+LAYOUT = table("table") if TEXT else []
+PARTS = {(name, part) for name, part, *_ in LAYOUT}
+
+
+def decoded(name, part, data):
+    """Return the values of a key or row, as the document says; all of its bytes must be explained."""
+    values, end, n = {}, 0, None
+    for where, of, field, offset, size, kind, _ in LAYOUT:
+        if (where, of) != (name, part):
+            continue
+        start = eval(offset, {"n": n})
+        assert start == end, f"{name}, {part}, {field}: there is a gap before it, or it overlaps"
+        if size == "8 each":
+            assert (len(data) - start) % 8 == 0
+            values[field] = [int.from_bytes(data[at : at + 8], "big") for at in range(start, len(data), 8)]
+            end = len(data)
+            continue
+        end = start + eval(size, {"n": n})
+        values[field] = data[start:end] if kind == "bytes" else int.from_bytes(data[start:end], "big")
+        assert kind == "bytes" or SIZES[kind] == end - start
+        if field == "length":
+            n = values[field]
+    assert end == len(data), f"{name}, {part}: bytes that the document does not explain"
+    return values
+
+
+EXAMPLES = [
+    ("objects", "key", oid(258), {"oid": 258}),
+    (
+        "objects",
+        "value",
+        record(7, 3, 2, 3, data=b"abc"),
+        {"oid": 7, "length": 3, "data": b"abc", "references": [3, 2, 3]},
+    ),
+    ("refcounts", "key", oid(258), {"oid": 258}),
+    ("refcounts", "value", pack_count(77), {"count": 77}),
+    ("refcounts", "value of 0", pack_condemned(10**15), {"count": 0, "since": 10**15}),
+    ("garbage", "key", pack_garbage_key(10**15, oid(9)), {"since": 10**15, "oid": 9}),
+    ("garbage", "value", b"", {"nothing": b""}),
+    ("suspects", "key", oid(9), {"oid": 9}),
+    ("suspects", "value", pack_uint64(10**15), {"since": 10**15}),
+    ("journal", "key", pack_uint64(12), {"tid": 12}),
+    (
+        "journal",
+        "value",
+        pack_journal(State(5, 6, 7, 8), oids(1, 2)),
+        {"time": 5, "objects": 6, "garbage": 7, "suspects": 8, "flags": 0, "oids": [1, 2]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "part", "data", "values"), EXAMPLES)
+def test_layouts(name, part, data, values):
+    assert decoded(name, part, data) == values
+
+
+def test_the_flag_for_everything():
+    assert decoded("journal", "value", pack_journal(State(5, 6, 7, 8), None))["flags"] == 1
+
+
+def test_every_table_is_described():
+    assert {(name, part) for name, part, *_ in EXAMPLES} == PARTS
+    assert {name for name, _ in PARTS} | {META} == set(TABLES)
+
+
+@pytest.fixture
+def storage(tmp_path):
+    with quiet(tmp_path) as opened:
+        hand_out(opened, 8)
+        commit(opened, record(0, 1, 2, 3), record(1, 3, data=b"1"), record(2, 3), record(3), record(4))
+        commit(opened, record(1, 1))
+        yield opened
+
+
+def test_real_rows_are_as_described(storage):
+    """Every row of a storage decodes, and the fields are what happened."""
+    found = {
+        name: [
+            (decoded(name, "key", key), decoded(name, "value of 0" if is_zero(name, row) else "value", row))
+            for key, row in rows(storage, name).items()
+        ]
+        for name in TABLES
+        if name != META
+    }
+    assert [value["references"] for _, value in found["objects"]] == [[1, 2, 3], [1], [3], [], []]
+    assert [(key["oid"], value["count"]) for key, value in found["refcounts"]] == [(3, 2), (4, 0)]
+    ((waiting, _),) = found["garbage"]
+    assert waiting == {"since": found["refcounts"][1][1]["since"], "oid": 4}
+    assert [key["oid"] for key, _ in found["suspects"]] == [3]
+    assert [(key["tid"], value["oids"]) for key, value in found["journal"]] == [(0, []), (1, [0, 1, 2, 3, 4]), (2, [1])]
+    totals = [(value["objects"], value["garbage"], value["suspects"]) for _, value in found["journal"]]
+    assert totals == [(0, 0, 0), (5, 1, 0), (5, 1, 1)]
+
+
+def is_zero(name, row):
+    return name == "refcounts" and row[:8] == bytes(8)
+
+
+def test_the_rows_of_meta(storage):
+    described = {key.encode(): kind for key, kind, _ in table("key", after="The table `meta`")}
+    assert described == {
+        engine_module.META_FORMAT: "u64",
+        engine_module.META_NEXT_OID: "u64",
+        engine_module.META_MIGRATING: "bytes",
+    }
+    assert rows(storage, META).keys() <= described.keys()
+    assert meta(storage, b"format") == pack_uint64(FORMAT_VERSION)
+
+
+def test_the_keys_of_storage_json(storage, tmp_path):
+    described = {key: kind for key, kind, _ in table("key")}
+    written = json.loads((tmp_path / "storage.json").read_text())
+    kinds = {int: "number", str: "text", dict: "object"}
+    assert {key: kinds[type(value)] for key, value in written.items()} == described
+    assert list(described) == [field.name for field in fields(Description)]
+
+
+def test_the_files(tmp_path):
+    described = {name.strip("`") for names, _ in table("file") for name in re.findall(r"[\w.]+", names)}
+    with quiet(tmp_path):
+        present = set(os.listdir(tmp_path))
+    assert {name for name in present if log_number(name) is None} == described - {"storage.json.new", "log.0000000001"}
+    assert {name for name in present if log_number(name) is not None} == {"log.0000000001"}
+    assert all(stat.S_ISREG((tmp_path / name).stat().st_mode) for name in present)
+
+
+def test_the_figures():
+    assert TEXT.startswith(f"# Format {FORMAT_VERSION}\n")
+    assert f"| `format` | number | version of this format: {FORMAT_VERSION} |" in TEXT
+    assert f"Pages have {PAGE_SIZE} bytes" in TEXT
+    assert f"{LOG_FILE_SIZE >> 20} MiB a file" in TEXT
+    assert f"At most {HORIZON:,} rows" in TEXT
