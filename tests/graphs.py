@@ -17,6 +17,10 @@ MEMORY = Path("/dev/shm")
 """Where there is a file system in memory: opening a storage there takes a millisecond, a tenth of it on a disk."""
 
 
+EVER = (1 << 63) - 1
+"""A time in the far future."""
+
+
 def oid(number):
     return number.to_bytes(8, "big")
 
@@ -136,3 +140,17 @@ def assert_books(storage):
     assert storage._engine.journal.state[1:] == totals
     engine_counts = storage._engine.counts
     assert (storage.get_size(), engine_counts.garbage, engine_counts.suspects) == totals
+
+
+def step(storage, limit=1, until=EVER):
+    """Make a step of the collector."""
+    return storage._running.collector.step(limit, until)
+
+
+def turn(storage, committed=0):
+    """Let the policy decide how many to collect."""
+    return storage._running.collector.turn(committed)
+
+
+def collected(storage):
+    return storage.statistics().collected
