@@ -1,5 +1,6 @@
 """Random operations by two sessions on a small object graph, with reopening and crashes, against a model in dicts."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,7 +12,14 @@ from durus.error import ReadConflictError, WriteConflictError
 from durus.serialize import split_oids, unpack_record
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, DanglingReferenceError, GarbageManual
 from berkeleydb_storage.testing import record_of
@@ -26,6 +34,14 @@ SESSIONS = st.integers(0, 1)
 PICKS = st.integers(0, 1000)
 """Chooses one of the objects there are, modulo their number."""
 SIZES = st.sampled_from([0, 10, 900, 1100, 4096, 20_000])
+KINDS = st.sampled_from(["create", "create", "link", "unlink", "unlink", "move", "overwrite", "link_whatever"])
+CHANGES = st.lists(st.tuples(KINDS, PICKS, PICKS, SIZES), min_size=1, max_size=4)
+ENDINGS = st.sampled_from(["commit"] * 5 + ["commit without a handler", "leave", "drop"])
+
+WORKS = ["collect_a_step", "collect_a_step", "pack", "checkpoint", "crash", "reopen", "reopen_after_reading"]
+SEQUELS = st.sampled_from([None] * 7 + WORKS)
+"""What may happen right after a transaction."""
+LOOKS = st.sampled_from(["load", "load", "sync", "iterate_from", "store_an_unknown_oid"])
 
 
 def references(record):
@@ -45,6 +61,13 @@ def without_garbage(objects):
         for oid in garbage:
             del objects[oid]
     return objects
+
+
+def copy_sparsely(source, target):
+    """Copy a file, and leave the hole at its end one."""
+    data = source.read_bytes()
+    target.write_bytes(data.rstrip(b"\0"))
+    os.truncate(target, len(data))
 
 
 class View:
@@ -121,43 +144,48 @@ class Machine(RuleBasedStateMachine):
         data = data if size is None else bytes(size)
         self.views[session].pending[oid] = record_of(oid, data, [*kept, *add])
 
-    @rule(session=SESSIONS, parent=PICKS, size=SIZES)
-    def create(self, session, parent, size):
+    @rule(session=SESSIONS, changes=CHANGES, ending=ENDINGS, sequel=SEQUELS)
+    def transact(self, session, changes, ending, sequel):
+        """Change something, on top of what is pending, and end the transaction in one way or other, or not yet."""
+        for change, first, second, size in changes:
+            getattr(self, change)(session, first, second, size)
+        if ending.startswith("commit"):
+            self.commit(session, handled=ending == "commit")
+        elif ending == "drop":
+            self.views[session].pending.clear()
+        if sequel:
+            getattr(self, sequel)()
+
+    def create(self, session, parent, _, size):
         oid = self.sessions[session].new_oid()
         assert oid not in self.handed_out
         self.handed_out.add(oid)
         self.put(session, oid, size=size)
-        self.put(session, self.pick(parent), add=[oid])
+        self.put(session, self.pick(parent, self.objects), add=[oid])
 
-    @rule(session=SESSIONS, source=PICKS, other=PICKS)
-    def link(self, session, source, other):
-        self.put(session, self.pick(source, self.objects), add=[self.pick(other)])
+    def link(self, session, source, other, _):
+        self.put(session, self.pick(source, self.objects), add=[self.pick(other, self.objects)])
 
-    @rule(session=SESSIONS, source=PICKS, other=PICKS)
-    def unlink(self, session, source, other):
-        source = self.pick(source, self.objects)
-        refs = references(self.current(session, source))
-        if refs:
-            self.put(session, source, remove=[self.pick(other, refs)])
+    def link_whatever(self, session, source, other, _):
+        self.put(session, self.pick(source), add=[self.pick(other)])
 
-    @rule(session=SESSIONS, source=PICKS, moved=PICKS, destination=PICKS)
-    def move(self, session, source, moved, destination):
-        source, destination = self.pick(source, self.objects), self.pick(destination, self.objects)
-        refs = references(self.current(session, source))
-        if refs:
-            oid = self.pick(moved, refs)
-            self.put(session, source, remove=[oid])
-            self.put(session, destination, add=[oid])
+    def unlink(self, session, source, other, _):
+        referrers = [oid for oid in self.objects if references(self.current(session, oid))]
+        if referrers:
+            source = self.pick(source, referrers)
+            self.put(session, source, remove=[self.pick(other, references(self.current(session, source)))])
 
-    @rule(session=SESSIONS, pick=PICKS, size=SIZES)
-    def overwrite(self, session, pick, size):
+    def move(self, session, source, destination, _):
+        referrers = [oid for oid in self.objects if references(self.current(session, oid))]
+        if referrers:
+            source, destination = self.pick(source, referrers), self.pick(destination, self.objects)
+            moved = self.pick(source[-1], references(self.current(session, source)))
+            self.put(session, source, remove=[moved])
+            self.put(session, destination, add=[moved])
+
+    def overwrite(self, session, pick, _, size):
         self.put(session, self.pick(pick), size=size)
 
-    @rule(session=SESSIONS)
-    def drop(self, session):
-        self.views[session].pending.clear()
-
-    @rule(session=SESSIONS, handled=st.booleans())
     def commit(self, session, handled):
         """End a commit; `handled` finds conflicts as ``Connection`` does, by what others changed."""
         view, told = self.views[session], []
@@ -204,7 +232,15 @@ class Machine(RuleBasedStateMachine):
             gained |= references(record) - (references(self.objects[oid]) if oid in self.objects else set())
         return gained - set(after)
 
-    @rule(session=SESSIONS, pick=PICKS)
+    @rule(look=LOOKS, session=SESSIONS, pick=PICKS)
+    def look(self, look, session, pick):
+        getattr(self, look)(session, pick)
+
+    @precondition(lambda self: len(self.objects) > 1)
+    @rule(work=st.sampled_from(WORKS))
+    def work(self, work):
+        getattr(self, work)()
+
     def load(self, session, pick):
         oid = self.pick(pick)
         if oid in self.views[session].stale:
@@ -216,21 +252,18 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.sessions[session].load(oid)
 
-    @rule(session=SESSIONS)
-    def sync(self, session):
+    def sync(self, session, _):
         view = self.views[session]
         assert set(self.sessions[session].sync()) == view.stale
         view.stale.clear()
 
-    @rule(session=SESSIONS)
-    def store_an_unknown_oid(self, session):
+    def store_an_unknown_oid(self, session, _):
         unknown = (max(int.from_bytes(oid, "big") for oid in self.handed_out) + 100_000).to_bytes(8, "big")
         self.sessions[session].begin()
         with pytest.raises(ValueError, match="surprise"):
             self.sessions[session].store(unknown, record_of(unknown))
 
-    @rule(limit=st.integers(1, 5))
-    def collect_a_step(self, limit):
+    def collect_a_step(self, limit=2):
         """What a step deletes is part of what a pack would delete."""
         kept = without_garbage(self.objects)
         collector, engine = self.storage._running.collector, self.storage._engine
@@ -242,7 +275,6 @@ class Machine(RuleBasedStateMachine):
         assert set(kept) <= set(found)
         self.deleted(gone)
 
-    @rule()
     def pack(self):
         self.storage.pack()
         self.deleted(set(self.objects) - set(without_garbage(self.objects)))
@@ -254,13 +286,11 @@ class Machine(RuleBasedStateMachine):
             for view in self.views:
                 view.stale |= gone
 
-    @rule()
     def checkpoint(self):
         self.storage.checkpoint()
         self.flushed()
 
-    @rule(pick=PICKS, batch_size=st.integers(1, 5))
-    def iterate_from(self, pick, batch_size):
+    def iterate_from(self, _, pick):
         """What an object leads to comes once; a session that has synced meets no conflict."""
         start = self.pick(pick, self.objects)
         reachable, todo = {start}, [start]
@@ -268,26 +298,28 @@ class Machine(RuleBasedStateMachine):
             found = references(self.objects[todo.pop()]) - reachable
             reachable |= found
             todo += found
-        found = list(self.storage.session().gen_oid_record(start_oid=start, batch_size=batch_size))
+        found = list(self.storage.session().gen_oid_record(start_oid=start, batch_size=1 + pick % 5))
         assert found[0][0] == start
         assert len(found) == len(reachable)
         assert dict(found) == {oid: self.objects[oid] for oid in reachable}
 
-    @rule(read_only=st.booleans())
-    def reopen(self, read_only):
+    def reopen_after_reading(self):
         self.storage.close()
-        if read_only:
-            with BerkeleyDBStorage(self.directory, read_only=True) as reader:
-                assert dict(reader.gen_oid_record()) == self.objects
+        with BerkeleyDBStorage(self.directory, read_only=True) as reader:
+            assert dict(reader.gen_oid_record()) == self.objects
+        self.reopen()
+
+    def reopen(self):
+        self.storage.close()
         self.open()
         assert not self.storage.statistics().recovered
 
-    @rule()
     def crash(self):
         """Go on with a copy of the files as they are: one of the states since the last flush, whole."""
         dead = self.storage
         copy = self.new_directory()
-        shutil.copytree(self.directory, copy, dirs_exist_ok=True)
+        for file in self.directory.iterdir():
+            copy_sparsely(file, copy / file.name)
         dead.close()
         self.directory = copy
         history = self.history
