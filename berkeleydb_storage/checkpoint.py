@@ -119,13 +119,11 @@ class Checkpointer:
 
     def turn(self) -> None:
         """Ask the policy, and do what it says; nothing while a checkpoint runs already, or after `stop`."""
-        if not self._running.acquire(blocking=False):
+        if self._running.locked():
             return
-        try:
+        with self._running:
             if not self._stopped and self.policy.due(self.numbers()):
                 self._checkpoint()
-        finally:
-            self._running.release()
 
     def checkpoint(self) -> None:
         """Make a checkpoint, and remove the log files that recovery no longer needs.
@@ -148,6 +146,11 @@ class Checkpointer:
         with self._running:
             self._stopped = True
             self._checkpoint()
+
+    def halt(self) -> None:
+        """Refuse every later checkpoint, once the one under way is done."""
+        with self._running:
+            self._stopped = True
 
     def _checkpoint(self) -> None:
         transactions, position = self._environment.transactions(), self._environment.log_position()

@@ -20,9 +20,11 @@ import json
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from berkeleydb_storage import files
@@ -155,6 +157,8 @@ class Directory:
             os.close(lock)
             raise
         self._lock = lock
+        _watch_forks()
+        _locked_here.add(self)
         if not read_only:
             self._found = os.pread(lock, 32, 0)
             self._owner = os.getpid()
@@ -201,9 +205,18 @@ class Directory:
         lock, self._lock = self._lock, None
         if lock is None:
             return
-        if self._owner == os.getpid():
-            _replace(lock, self._found if refused else b"")
-        os.close(lock)
+        try:
+            if self._owner == os.getpid():
+                _replace(lock, self._found if refused else b"")
+            fcntl.flock(lock, fcntl.LOCK_UN)  # whoever inherited the descriptor would keep it locked
+        finally:
+            os.close(lock)
+
+    def let_go(self) -> None:
+        """Forget the lock in a forked child: it is the parent's, and must not outlive it."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
 
     def read(self) -> Description | None:
         """Return what ``storage.json`` says; None where there is no storage yet.
@@ -344,6 +357,19 @@ class Directory:
 def _is_librarys(name: str) -> bool:
     """Tell whether Berkeley DB gives files such a name: tables, also while they are being made, and logs."""
     return files.log_number(name) is not None or name.endswith(TABLE_SUFFIX) or name.startswith("__db.")
+
+
+_locked_here: weakref.WeakSet[Directory] = weakref.WeakSet()
+
+
+@cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_let_go_of_all)
+
+
+def _let_go_of_all() -> None:
+    for directory in list(_locked_here):
+        directory.let_go()
 
 
 def _locked(lock: int, *, exclusively: bool) -> bool:

@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 from typing import NoReturn, Protocol
 
@@ -89,10 +90,10 @@ class _Refusing:
         self._error = error
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise self._error
+        raise self._error.with_traceback(None)  # an error that is raised again keeps the frames of all times before
 
     def __getitem__(self, key: bytes) -> NoReturn:
-        raise self._error
+        raise self._error.with_traceback(None)
 
 
 def new_storage(tables: Mapping[str, Table], transaction: Transaction) -> None:
@@ -115,7 +116,7 @@ class Engine:
         """
         self.lock = threading.Lock()
         self._flushed = threading.Condition(self.lock)
-        self._flushing = 0  # guarded by lock: threads that flush or are about to
+        self._flushing: set[int] = set()  # grows under lock: threads that flush or are about to
         self.environment = environment
         self.objects: Table = environment.tables[OBJECTS]
         self.journal = Journal(environment.tables)
@@ -132,7 +133,8 @@ class Engine:
         self._failure: Exception | None = None  # guarded by lock
         self._exclusive: tuple[int, str] | None = None  # guarded by lock
         self._load_oids()
-        os.register_at_fork(after_in_child=_disabler(weakref.ref(self)))
+        _watch_forks()
+        _engines.add(self)
 
     def _load_oids(self) -> None:
         stored = self._meta.get(META_NEXT_OID)
@@ -213,20 +215,28 @@ class Engine:
             CommitInDoubt: they were stored, but could not be brought to the disk yet.
             DamagedError: a file is damaged, or the library has stopped. Nothing was stored.
         """
-        with self.lock:
-            if unless is not None and unless():
-                return False
-            if not pending:
-                return True
-            self._apply(pending, size, origin)
-            if not self._durable:
-                return True
-            self._flushing += 1
-        self._flush_counted("the commit")
+        thread = threading.get_ident()
+        try:
+            with self.lock:
+                if unless is not None and unless():
+                    return False
+                if not pending:
+                    return True
+                self._apply(pending, size, origin)
+                if not self._durable:
+                    return True
+                self._flushing.add(thread)
+            self._flush("the commit")
+            failpoints.reached("commit.flushed")
+        finally:
+            self._flushing.discard(thread)  # here, before an interruption can come between
+            if self.closing:
+                self._tell_flushed()
         return True
 
     def _apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
         """Store the records, all or nothing. The caller holds the mutex."""
+        self._refuse_if_busy()
         if not self._next_oid and ROOT_OID in pending:
             self._reserve(OID_BLOCK)
             self._next_oid = 1
@@ -248,23 +258,23 @@ class Engine:
 
     def make_durable(self) -> None:
         """Bring everything that is committed to the disk, if the engine is durable."""
-        with self.lock:
-            self.require_open()
-            if not self._durable:
-                return
-            self._flushing += 1
-        self._flush_counted("a transaction")
-
-    def _flush_counted(self, what: str) -> None:
-        """Flush without the mutex, having been counted, so that nobody closes the environment meanwhile."""
+        thread = threading.get_ident()
         try:
-            self._flush(what)
+            with self.lock:
+                self.require_open()
+                if not self._durable:
+                    return
+                self._flushing.add(thread)
+            self._flush("a transaction")
             failpoints.reached("commit.flushed")
         finally:
-            with self.lock:
-                self._flushing -= 1
-                if self.closing:
-                    self._flushed.notify_all()
+            self._flushing.discard(thread)
+            if self.closing:
+                self._tell_flushed()
+
+    def _tell_flushed(self) -> None:
+        with self.lock:
+            self._flushed.notify_all()
 
     def _flush(self, what: str) -> None:
         try:
@@ -280,8 +290,9 @@ class Engine:
         Raises:
             DiskFullError, DamagedError: the oids cannot be given back; they are skipped at the next opening.
         """
-        with self._flushed:
+        with self.lock:
             self.closing = True
+            self._flushing.discard(threading.get_ident())  # closing in a signal handler, within a commit
             while self._flushing:
                 self._flushed.wait()
             try:
@@ -290,14 +301,19 @@ class Engine:
             finally:
                 self.refuse(StorageClosed(f"{self.environment.path} is closed"))
 
-    def change(self, size: int = COLLECTION_BYTES) -> LockedChange:
-        """Return a transaction of about `size` bytes that takes the mutex itself."""
-        return LockedChange(self, size)
+    def change(self, size: int = COLLECTION_BYTES) -> Change:
+        """Return a transaction of about `size` bytes. The caller holds the mutex from its beginning to its end."""
+        return Change(self, size)
 
     @contextmanager
     def exclusively(self, what: str) -> Iterator[None]:
-        """Refuse the transactions of all other threads while the calling one does `what`."""
+        """Refuse all commits, and other transactions of other threads, while the calling one does `what`.
+
+        Raises:
+            CommitRefused: something is done exclusively already.
+        """
         with self.lock:
+            self._refuse_if_busy()
             self._exclusive = (threading.get_ident(), what)
         try:
             yield
@@ -312,7 +328,11 @@ class Engine:
     def require_open(self) -> None:
         """Raise what it is that keeps the engine from being used, if there is something."""
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
+
+    def _refuse_if_busy(self) -> None:
+        if self._exclusive is not None:
+            raise CommitRefused(f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored")
 
     def begin(self, size: int) -> Transaction:
         """Begin a transaction that writes about `size` bytes. The caller holds the mutex.
@@ -322,7 +342,7 @@ class Engine:
         """
         self.require_open()
         if self._exclusive is not None and self._exclusive[0] != threading.get_ident():
-            raise CommitRefused(f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored")
+            self._refuse_if_busy()
         if not self.environment.writable:
             raise ReadOnlyError(f"{self.environment.path} was opened read-only: nothing was stored")
         self._room.need(size)
@@ -398,7 +418,7 @@ class Engine:
     def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` objects in key order from the oid `start`; the table is a btree."""
         found: list[tuple[bytes, bytes]] = []
-        with self._explaining(), reading(self.objects) as cursor:
+        with self.lock, self._explaining(), reading(self.objects) as cursor:
             row = cursor.set_range(start)
             while row is not None:
                 found.append(row)
@@ -409,22 +429,21 @@ class Engine:
 
     def numbers(self) -> BitMap64:
         """Return all oids as numbers, for a table that has no order."""
-        with self._explaining():
+        with self.lock, self._explaining():
             return BitMap64(unpack_uint64(oid) for oid, _ in rows(self.objects))
 
     def get(self, oid: bytes) -> bytes | None:
         """Return the record of an object, None where there is none."""
-        with self._explaining():
+        with self.lock, self._explaining():
             return self.objects.get(oid)
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Hold the mutex, and raise what an error of the library means in its place."""
-        with self.lock:
-            try:
-                yield
-            except LIBRARY_ERRORS as error:
-                raise self.failed(error) from error
+        """Raise what an error of the library means in its place. The caller holds the mutex."""
+        try:
+            yield
+        except LIBRARY_ERRORS as error:
+            raise self.failed(error) from error
 
 
 class Change:
@@ -436,6 +455,7 @@ class Change:
     __slots__ = (
         "_engine",
         "_size",
+        "_tid",
         "born",
         "changes",
         "deleted",
@@ -463,6 +483,7 @@ class Change:
 
     def __enter__(self) -> Change:
         """Begin it."""
+        self._tid = self._engine.journal.tid
         self.transaction = self._engine.begin(self._size)
         self.now = self._engine.tick()
         return self
@@ -482,26 +503,32 @@ class Change:
                 return
             except BaseException as failure:
                 error = failure
-        self._undo()
+        if self._undo() and isinstance(error, Exception):
+            raise CommitInDoubt(
+                f"transaction {engine.journal.tid} of {engine.environment.path} was applied, but a crash may lose it"
+            ) from error
         if isinstance(error, LIBRARY_ERRORS):
             raise engine.failed(error) from error
         if kind is None:
             raise error
 
-    def _undo(self) -> None:
-        """Undo what can be undone, and take the totals from the disk: they tell what a failed commit came to."""
-        engine, tid = self._engine, self._engine.journal.tid
+    def _undo(self) -> bool:
+        """Undo what can be undone, and take the totals from the disk: they tell what a failed commit came to.
+
+        Returns:
+            Whether the transaction was applied all the same; then everyone knows of it.
+        """
+        engine = self._engine
         try:
             if not self.ended:
                 self.transaction.abort()
             engine.reload()
         except LIBRARY_ERRORS as failure:
             raise engine.failed(failure) from failure
-        if engine.journal.tid != tid:
+        applied = engine.journal.tid != self._tid
+        if applied:
             engine.adopt_commit(self)
-            raise CommitInDoubt(
-                f"transaction {engine.journal.tid} of {engine.environment.path} was applied, but a crash may lose it"
-            )
+        return applied
 
     def store(self, oid: bytes, record: bytes, refs: tuple[bytes, ...]) -> None:
         """Write a record, and sum up how it changes the counts of others."""
@@ -538,45 +565,23 @@ class Change:
         return record
 
 
-class LockedChange(Change):
-    """A `Change` that holds the mutex from its beginning to its end."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> LockedChange:
-        """Take the mutex and begin."""
-        self._engine.lock.acquire()
-        try:
-            super().__enter__()
-        except BaseException:
-            self._engine.lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it and release the mutex."""
-        try:
-            super().__exit__(kind, error, trace)
-        finally:
-            self._engine.lock.release()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-def _disabler(engine: weakref.ref[Engine]) -> Callable[[], None]:
-    """Return what a forked child calls: it must not touch the files, of which its parent is the owner."""
-    parent = os.getpid()
+@cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_disable_all)
 
-    def disable() -> None:
-        inherited = engine()
-        if inherited is not None and inherited._failure is None:
-            inherited.lock = threading.Lock()
-            inherited.environment.disown()
-            inherited.refuse(
+
+def _disable_all() -> None:
+    """Keep a forked child from touching the files, of which its parent is the owner."""
+    for engine in list(_engines):
+        if engine._failure is None:
+            engine.lock = threading.Lock()
+            engine.environment.disown()
+            engine.refuse(
                 StorageClosed(
-                    f"{inherited.environment.path} was opened by process {parent}, and this is its child: "
+                    f"{engine.environment.path} was opened by process {os.getppid()}, and this is its child: "
                     "open storages after forking, one owner per directory, or use a server"
                 )
             )
-
-    return disable

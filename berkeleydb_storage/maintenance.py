@@ -13,6 +13,15 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 
+class _Thread(threading.Thread):
+    """The thread of a `Worker`."""
+
+
+def in_worker() -> bool:
+    """Tell whether the calling thread is that of a `Worker`."""
+    return isinstance(threading.current_thread(), _Thread)
+
+
 class Worker:
     """Calls `turn` every `interval` seconds in a thread of its own, from `start` to `stop`."""
 
@@ -22,7 +31,7 @@ class Worker:
         self._turn = turn
         self._stopping = threading.Event()
         self._failing = False
-        self._thread = threading.Thread(target=self._run, name=f"berkeleydb_storage {name}", daemon=True)
+        self._thread = _Thread(target=self._run, name=f"berkeleydb_storage {name}", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""

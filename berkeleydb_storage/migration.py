@@ -33,25 +33,29 @@ Records = Iterable[tuple[bytes, bytes]]
 def migrate(engine: Engine, records: Records, progress: Progress) -> int:
     """Store all records, count their references, compare what was stored with what came; see `BerkeleyDBStorage`."""
     with engine.exclusively("a migration"):
-        _begin(engine)
+        _require_empty(engine)
         try:
+            _begin(engine)
             tally = _load(engine, records, progress)
             failpoints.reached("migrate.counted")
             _verify(engine, tally, progress)
             _finish(engine, tally)
         except BaseException:
-            _undo(engine)
+            _undo_or_refuse(engine)
             raise
         failpoints.reached("migrate.done")
         return len(tally.stored)
 
 
-def _begin(engine: Engine) -> None:
+def _require_empty(engine: Engine) -> None:
     if engine.size:
         raise StorageNotEmpty(
             f"{engine.environment.path} has {engine.size} objects: migrate into a storage that has none"
         )
-    with engine.change() as change:
+
+
+def _begin(engine: Engine) -> None:
+    with engine.lock, engine.change() as change:
         engine.set_meta(META_MIGRATING, b"1", change.transaction)
     engine.make_durable()
     failpoints.reached("migrate.begun")
@@ -64,7 +68,7 @@ def _load(engine: Engine, records: Records, progress: Progress) -> Tally:
             tally.add_all(batch)
         except ValueError as error:
             raise MigrationError(f"the source cannot be migrated: {error}") from error
-        with engine.change(size) as change:
+        with engine.lock, engine.change(size) as change:
             put, transaction = engine.objects.put, change.transaction
             for oid, record in batch:
                 put(oid, record, transaction)
@@ -125,7 +129,7 @@ def _finish(engine: Engine, tally: Tally) -> None:
         _undo(engine)
         return
     garbage = tally.garbage()
-    with engine.change(32 * len(garbage)) as change:
+    with engine.lock, engine.change(32 * len(garbage)) as change:
         for number in garbage:
             oid = pack_uint64(number)
             engine.environment.tables[REFCOUNTS].put(oid, pack_condemned(change.now), txn=change.transaction)
@@ -145,12 +149,30 @@ def _set_state(engine: Engine, change: Change, state: State, next_oid: int) -> N
 
 def _undo(engine: Engine) -> None:
     failpoints.reached("undo.begun")
-    with engine.change() as change:
+    with engine.lock, engine.change() as change:
         for name in (OBJECTS, REFCOUNTS, GARBAGE, SUSPECTS):
             engine.environment.tables[name].truncate(txn=change.transaction)
         _set_state(engine, change, State(change.now, 0, 0, 0), 0)
     engine.adopt()
     engine.make_durable()
+
+
+def _undo_or_refuse(engine: Engine) -> None:
+    """Empty the storage; where that fails, refuse every use until it is opened again, which empties it.
+
+    What is stored in between would be gone then.
+    """
+    try:
+        _undo(engine)
+    except BaseException:
+        with engine.lock:
+            engine.refuse(
+                MigrationError(
+                    f"a migration into {engine.environment.path} did not complete, and could not be undone: close it "
+                    "and open it again, which empties it"
+                )
+            )
+        raise
 
 
 def undo_interrupted(engine: Engine) -> None:

@@ -16,9 +16,9 @@ from durus.error import ConflictError, ReadConflictError
 from durus.storage import Storage
 from pyroaring import BitMap64
 
-from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.engine import Engine, Pending
 from berkeleydb_storage.environment import LIBRARY_ERRORS
-from berkeleydb_storage.errors import missing
+from berkeleydb_storage.errors import CommitRefused, describe_oids, missing
 from berkeleydb_storage.format import OID_LENGTH, pack_uint64, references, unpack_uint64
 
 Invalidator = Callable[[list[bytes]], None]
@@ -119,7 +119,7 @@ class Session(Storage):
                 `sync`; it raises a ``ConflictError`` where that matters, and then nothing is stored.
 
         Raises:
-            ConflictError: what `handle_invalidations` raised.
+            ConflictError: what `handle_invalidations` raised; or it let pass that others changed one of the records.
             DanglingReferenceError: a record refers to an object that does not exist. Nothing was stored.
             ReadOnlyError, DiskFullError: nothing was stored.
             CommitInDoubt: stored, but not brought to the disk yet.
@@ -132,11 +132,28 @@ class Session(Storage):
         if handle_invalidations is not None:
             handle, stale = handle_invalidations, self._is_stale
             if stale():
-                handle(self.sync())
+                self._report(handle, records)
         while not engine.commit(records, size, self, unless=stale):
-            handle(self.sync())
+            self._report(handle, records)
         if records:
             self._committed(len(records))
+
+    def _report(self, handle: Invalidator, records: Pending) -> None:
+        """Let `handle` decide about what others changed; but nobody overwrites what was changed since he was told.
+
+        The handler of a Durus server lets everything pass: it told its client before, and waited for the records since.
+        """
+        oids = self.sync()
+        try:
+            handle(oids)
+        except ConflictError:
+            raise
+        except BaseException:
+            self._take_back(BitMap64(map(unpack_uint64, oids)))
+            raise
+        both = [oid for oid in oids if oid in records]
+        if both:
+            raise CommitRefused(f"others changed {describe_oids(both)} meanwhile: nothing was stored", both)
 
     def _is_stale(self) -> bool:
         """Whether others changed something since the last `sync`."""
@@ -146,9 +163,20 @@ class Session(Storage):
         """Return the oids of the objects that others changed, or that were collected, since the last call."""
         if not self._invalid:
             return []
+        invalid = None
+        try:
+            with self._engine.lock:
+                invalid, self._invalid = self._invalid, BitMap64()
+            return [pack_uint64(number) for number in invalid]
+        except BaseException:
+            if invalid is not None:
+                self._take_back(invalid)
+            raise
+
+    def _take_back(self, invalid: BitMap64) -> None:
+        """Report these again by the next `sync`: whoever asked for them was interrupted."""
         with self._engine.lock:
-            invalid, self._invalid = self._invalid, BitMap64()
-        return [pack_uint64(number) for number in invalid]
+            self._invalid |= invalid
 
     def new_oid(self) -> bytes:
         """Return an oid that was never returned before.
@@ -172,7 +200,10 @@ class Session(Storage):
 
         Raises:
             DurusKeyError: while iterating from `start_oid`, an object was deleted before it was reached.
+            ValueError: `batch_size` is less than 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, not {batch_size!r}")
         if start_oid is not None:
             return self._reachable(start_oid, batch_size)
         return self._in_order(batch_size) if self._ordered else self._unordered(batch_size)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from berkeleydb_storage import check, failpoints, migration
@@ -23,7 +25,7 @@ from berkeleydb_storage.errors import (
 )
 from berkeleydb_storage.garbage.collector import Collected, Collector
 from berkeleydb_storage.garbage.policy import GarbageThread, garbage_collection_interface
-from berkeleydb_storage.maintenance import Worker
+from berkeleydb_storage.maintenance import Worker, in_worker
 from berkeleydb_storage.opening import Opened, abandon_storage, close_storage, open_storage
 from berkeleydb_storage.options import DEFAULT_CACHE, Options
 from berkeleydb_storage.session import Session
@@ -330,21 +332,41 @@ class _Running:
     def close(self) -> None:
         """Close everything; called once. In a forked child: only let go of the lock, which the parent keeps."""
         if os.getpid() != self._pid:
-            self.opened.directory.release()
-            return
+            self.opened.directory.let_go()
+        elif in_worker():  # as garbage, in the middle of a step, with mutexes held that closing must wait for
+            threading.Thread(target=self._close, name="berkeleydb_storage close").start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self._stop()
+        except BaseException as error:
+            logger.warning("%s is left to be recovered at the next open: %r", self.opened.directory.path, error)
+            self._abandon()
+            if not isinstance(error, BerkeleyDBStorageError):
+                raise
+        else:
+            close_storage(self.opened)
+
+    def _stop(self) -> None:
         self.engine.closing = True
         for worker in self._workers:
             worker.stop()
-        try:
+        self.engine.stop()
+        if self.checkpointer is not None:
+            self.checkpointer.stop()
+            failpoints.reached("close.checkpointed")
+
+    def _abandon(self) -> None:
+        """Free everything as soon as no thread is in the library any more."""
+        for worker in self._workers:
+            worker.stop()
+        with suppress(BerkeleyDBStorageError):
             self.engine.stop()
-            if self.checkpointer is not None:
-                self.checkpointer.stop()
-                failpoints.reached("close.checkpointed")
-        except BerkeleyDBStorageError as error:
-            logger.warning("%s is left to be recovered at the next open: %s", self.opened.directory.path, error)
-            abandon_storage(self.opened)
-        else:
-            close_storage(self.opened)
+        if self.checkpointer is not None:
+            self.checkpointer.halt()
+        abandon_storage(self.opened)
 
 
 def _require(policy: object, option: str, *members: str) -> None:

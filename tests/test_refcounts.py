@@ -314,9 +314,10 @@ def test_no_count_gets_negative(storage):
 def test_lowering_a_count_that_is_0_is_refused(storage):
     commit(storage, record(0), record(1))
     books = storage._engine.counts
-    with pytest.raises(DamagedError, match="object 1"), storage._engine.change() as change:
+    engine = storage._engine
+    with pytest.raises(DamagedError, match="object 1"), engine.lock, engine.change() as change:
         books.drop_reference(oid(1), change.now, change.transaction)
-    with pytest.raises(DamagedError, match="object 0"), storage._engine.change() as change:
+    with pytest.raises(DamagedError, match="object 0"), engine.lock, engine.change() as change:
         books.drop_reference(oid(0), change.now, change.transaction)
 
 
@@ -325,7 +326,7 @@ def test_lowering_a_count(storage):
     commit(storage, record(0, 1, 2, 3), record(1, 2, 3), record(2, 3), record(3))
     before = rows(storage, REFCOUNTS)
     try:
-        with storage._engine.change() as change:
+        with storage._engine.lock, storage._engine.change() as change:
             books = storage._engine.counts
             assert books.drop_reference(oid(1), change.now, change.transaction)
             assert not books.drop_reference(oid(2), change.now, change.transaction)

@@ -208,7 +208,7 @@ def test_repair(directory, open_storage):
     storage = open_storage()
     records = populate(storage, 10)
     engine = storage._engine
-    with engine.change() as change:
+    with engine.lock, engine.change() as change:
         engine.environment.tables[REFCOUNTS].put(max(records), pack_count(7), txn=change.transaction)
     assert not storage.check().sound
     storage.close()

@@ -92,7 +92,7 @@ class Collector:
         Raises:
             DiskFullError: there is no room; nothing is lost, it goes on when there is.
         """
-        with self._engine.change() as change:
+        with self._engine.lock, self._engine.change() as change:
             failpoints.reached("collect.begun")
             done, size = self._collect(limit, until, change)
             failpoints.reached("collect.written")
@@ -148,7 +148,7 @@ class Collector:
                 batch = list(islice(engine.counts.condemned(position), 1000))
                 bad = [(since, oid) for since, oid in batch if not engine.counts.is_condemned(oid, since)]
             if bad:
-                with engine.change() as change:
+                with engine.lock, engine.change() as change:
                     for since, oid in bad:
                         engine.counts.unqueue(oid, since, change.transaction)
                     change.touched = True
