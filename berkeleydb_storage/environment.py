@@ -8,8 +8,6 @@ Invariants:
 1. Regions are private to the process (`DB_PRIVATE`): nothing is shared with, or left behind for, another process.
    That is safe because the directory's lock admits one owner.
 2. Pages are 4 KiB, the unit that a disk writes atomically, and have checksums.
-3. A failing recovery changes no file: its cache is large enough to hold every page that the log can have touched, so
-   that nothing is written back before it is complete.
 
 Flags and their meaning: Berkeley DB 5.3's C API reference for DB_ENV->open, DB->open and DB_ENV->txn_checkpoint.
 """
@@ -20,8 +18,6 @@ import ctypes
 import logging
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,13 +52,10 @@ MODE = 0o644
 LOG_FILE_SIZE = 16 << 20
 """Bytes of a log file: the unit in which logs are removed."""
 LOG_BUFFER = 1 << 20
-RECOVERY_CACHE_LIMIT = 4 << 30
 MUTEXES = 20_000
 """More than the library's default, which runs out; besides one for every page of the cache."""
 SMOOTH_PAGES, SMOOTH_PAUSE = 64, 1000
 """A checkpoint rests this many microseconds after this many pages, so that commits get the disk in between."""
-REPORT_EVERY = 5.0
-"""Seconds between two log lines while a recovery runs."""
 
 _TRANSACTIONAL = db.DB_CREATE | db.DB_INIT_MPOOL | db.DB_INIT_LOG | db.DB_INIT_TXN | db.DB_PRIVATE | db.DB_THREAD
 _READING = db.DB_CREATE | db.DB_INIT_MPOOL | db.DB_PRIVATE | db.DB_THREAD
@@ -135,6 +128,8 @@ def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
         return BerkeleyDBStorageError(f"out of memory, using {path}")
     if isinstance(error, (db.DBNoSpaceError, MemoryError)):
         return DiskFullError(f"no room on the disk of {path}: free some, then go on ({text})")
+    if isinstance(error, db.DBPageNotFoundError):
+        return DamagedError(f"a table in {path} is cut off, a page is missing: restore from a backup ({text})")
     if isinstance(error, db.DBRunRecoveryError):
         named = next((name + TABLE_SUFFIX for name in TABLES if f"{name}{TABLE_SUFFIX}:" in text), None)
         where = path / named if named else path
@@ -174,105 +169,31 @@ def _transactional(path: Path, cachesize: int, flags: int = 0) -> Any:
 
 
 def end_of_log(path: Path) -> int:
-    """Return the offset at which the last whole record of a log file ends, as the library finds it.
+    """Return the offset at which the last whole record of a log file ends, as the library finds it; 0: it has none.
 
     It is asked about a copy, in the temporary directory: opening a log may write to it.
     """
     with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-") as scratch:
         shutil.copyfile(path, Path(scratch) / path.name)
         environment = db.DBEnv()
-        environment.open(scratch, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
         try:
-            return int(environment.log_stat()["cur_offset"])
+            environment.open(scratch, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
+        except (db.DBRunRecoveryError, db.DBInvalidArgError):
+            return 0
+        try:
+            status = environment.log_stat()
+            return int(status["cur_offset"]) if status["cur_file"] == files.log_number(path.name) else 0
         finally:
             environment.close()
 
 
-def recover(path: Path, cachesize: int) -> None:
-    """Bring the tables at `path` to the state of the last transaction that is whole in the log.
-
-    Logs how long it took; while it runs, a line every `REPORT_EVERY` seconds; and a warning where the log was cut
-    off at a damaged record, because acknowledged commits may have been behind it.
+def run_recovery(path: Path, cachesize: int) -> None:
+    """Let the library recover the environment at `path`.
 
     Raises:
-        DamagedError: the files cannot be recovered; they are as they were, and the one at fault is named.
-        DiskFullError: there is no room to recover; it can be tried again.
+        LIBRARY_ERRORS: it cannot.
     """
-    started = time.monotonic()
-    log_bytes = sum(_used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
-    logger.warning("%s was not closed: recovering from %.1f MB of log", path, log_bytes / 1e6)
-    _report_tail(path)
-    cache = min(max(cachesize, 4 * log_bytes), RECOVERY_CACHE_LIMIT)
-    with _reporting(path, started, log_bytes):
-        try:
-            _transactional(path, cache, db.DB_RECOVER).close()
-        except db.DBNoSpaceError as error:
-            raise explain(error, path) from error
-        except LIBRARY_ERRORS as error:
-            raise DamagedError(_diagnosis(path, error)) from error
-    logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
-
-
-def _used_bytes(path: Path) -> int:
-    status = path.stat()
-    return min(status.st_size, status.st_blocks * 512)
-
-
-def _report_tail(path: Path) -> None:
-    numbers = files.log_numbers(path)
-    if not numbers:
-        return
-    last = path / files.log_name(numbers[-1])
-    try:
-        end = end_of_log(last)
-    except LIBRARY_ERRORS:
-        logger.exception("the end of %s could not be found", last)
-        return
-    tail = files.log_tail(last, end)
-    if tail.size and tail.unfinished:
-        logger.warning(
-            "%s ends in %d bytes of a record that was being written when the owner stopped; it is dropped. "
-            "With durable=True no acknowledged commit can be in it, unless the disk did not keep what it had synced",
-            last,
-            tail.size,
-        )
-    elif tail.size:
-        logger.error(
-            "%s is damaged at offset %d: the %d bytes from there on are dropped, and ACKNOWLEDGED COMMITS MAY BE LOST "
-            "with them. If the storage has a backup or an archive of its logs, restore from there",
-            last,
-            end,
-            tail.size,
-        )
-
-
-@contextmanager
-def _reporting(path: Path, started: float, log_bytes: int) -> Iterator[None]:
-    done = threading.Event()
-
-    def report() -> None:
-        while not done.wait(REPORT_EVERY):
-            elapsed = time.monotonic() - started
-            logger.warning("%s: recovering for %.0f s now, from %.1f MB of log", path, elapsed, log_bytes / 1e6)
-
-    reporter = threading.Thread(target=report, name="recovery progress", daemon=True)
-    reporter.start()
-    try:
-        yield
-    finally:
-        done.set()
-        reporter.join()
-
-
-def _diagnosis(path: Path, error: Exception) -> str:
-    for name in TABLES:
-        where = path / (name + TABLE_SUFFIX)
-        for page in files.bad_pages(where):
-            return f"page {page} of {where} is damaged, so that it cannot be recovered: restore from a backup ({error})"
-    return (
-        f"the log files in {path} cannot be read through: one of {files.log_name(files.log_numbers(path)[0])} and "
-        f"later is damaged or from another storage: put it back, or restore from a backup ({error})"
-    )
+    _transactional(path, cachesize, db.DB_RECOVER).close()
 
 
 class Environment:
@@ -367,7 +288,8 @@ class Environment:
 
     def transactions(self) -> int:
         """Return how many transactions were committed since the environment was opened."""
-        return int(self._environment.txn_stat()["ncommits"])
+        with explained(self.path):
+            return int(self._environment.txn_stat()["ncommits"])
 
     def log_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the log; empty when opened for reading only."""

@@ -20,6 +20,7 @@ LOG_HEADER = struct.Struct("=III")
 """Offset of the previous record, length of this one with its header, checksum."""
 META_SIZE = 512
 META_CHECKSUM = 492
+META_LAST_PAGE = 32
 PAGE_CHECKSUM = 28
 PAGE_TYPE = 25
 HASH_META, BTREE_META = 8, 9
@@ -93,6 +94,14 @@ def newest_position(path: Path) -> tuple[int, int]:
             step = PAGE_SIZE // words.itemsize
             newest = max([newest, *zip(words[::step], words[1::step], strict=True)])
     return newest
+
+
+def missing_pages(path: Path) -> int:
+    """Return how many pages a table lacks at its end; exact when nobody has it open and all pages were written."""
+    with path.open("rb") as file:
+        first = file.read(META_SIZE).ljust(META_SIZE, b"\0")
+    last = int.from_bytes(first[META_LAST_PAGE : META_LAST_PAGE + 4], sys.byteorder)
+    return max(0, last + 1 - path.stat().st_size // PAGE_SIZE)
 
 
 def bad_pages(path: Path) -> Iterator[int]:

@@ -15,13 +15,16 @@ from pathlib import Path
 
 from berkeleydb_storage import engine, failpoints, files
 from berkeleydb_storage.directory import CLOSED, CREATING, OPEN, Description, Directory
-from berkeleydb_storage.environment import LIBRARY, TABLES, Environment, recover
+from berkeleydb_storage.environment import LIBRARY, TABLES, Environment
 from berkeleydb_storage.errors import OptionError, RecoveryNeeded, StorageNotFound
 from berkeleydb_storage.format import FORMAT_VERSION
 from berkeleydb_storage.options import Options
+from berkeleydb_storage.recovery import recover
 from berkeleydb_storage.upgrade import upgrade, verify_format
 
 logger = logging.getLogger(__name__)
+
+NOT_CLOSED = "was not closed"
 
 
 @dataclass
@@ -94,7 +97,7 @@ def _open(directory: Directory, description: Description, options: Options) -> O
         failpoints.reached("open.marked")
     if unclean or options.do_recover:
         failpoints.reached("recover.begin")
-        recover(directory.path, options.cachesize)
+        recover(directory.path, options.cachesize, NOT_CLOSED if unclean else "is to be recovered")
         failpoints.reached("recover.done")
     try:
         environment = Environment.open(directory.path, options.cachesize)
@@ -127,7 +130,7 @@ def _read(directory: Directory, description: Description | None, options: Option
         logger.warning("%s was not closed: reading a recovered copy of it in %s", directory.path, copy.name)
         directory.copy_to(Path(copy.name))
         logger.info("copied in %.1f s", time.monotonic() - started)
-        recover(Path(copy.name), options.cachesize)
+        recover(Path(copy.name), options.cachesize, NOT_CLOSED)
         environment = Environment.read(Path(copy.name), options.cachesize)
     except BaseException:
         copy.cleanup()

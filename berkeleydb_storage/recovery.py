@@ -1,0 +1,207 @@
+"""Recovers a storage that its last owner did not close, and says what may be lost.
+
+Nobody else has it open, and the library has not touched it yet.
+
+Invariants:
+
+1. A failing recovery changes no file: its cache is large enough to hold every page that the log can have touched, up
+   to `CACHE_LIMIT`, so that nothing is written back before it is complete; and the end of the log is put back.
+2. Behind the end of the log are zeros: what was dropped is not met again, as if it had been written after the crash.
+3. The tables hold nothing that happened behind the end of the log.
+
+Invariant 3 follows from the log being on the disk before the pages, unless the log was damaged afterwards. The library
+does not look at it, nor does it care for 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from berkeleydb_storage import files
+from berkeleydb_storage.environment import LIBRARY_ERRORS, TABLES, end_of_log, explain, run_recovery
+from berkeleydb_storage.errors import DamagedError, DiskFullError
+from berkeleydb_storage.files import LOG_HEADER, PAGE_SIZE, TABLE_SUFFIX
+
+logger = logging.getLogger(__name__)
+
+CACHE_LIMIT = 4 << 30
+SMALLEST_RECORD = 64
+"""Bytes of log that change a page, at the least."""
+REPORT_EVERY = 5.0
+"""Seconds between two log lines while a recovery runs."""
+
+
+def recover(path: Path, cachesize: int, reason: str) -> None:
+    """Bring the tables at `path` to the state of the last transaction that is whole in the log.
+
+    Args:
+        path: the directory.
+        cachesize: bytes, at least.
+        reason: why, for the log line, after the path.
+
+    Logs how long it took; while it runs, a line every `REPORT_EVERY` seconds; and a warning where the log was cut
+    off at a damaged record, because acknowledged commits may have been behind it.
+
+    Raises:
+        DamagedError: the files cannot be recovered; they are as they were, and the one at fault is named. Or they
+            could, and then a table turned out to be cut off.
+        DiskFullError: there is no room to recover; it can be tried again.
+    """
+    started = time.monotonic()
+    log_bytes = sum(_used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
+    logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
+    dropped = _drop_tail(path)
+    with _reporting(path, started, log_bytes):
+        try:
+            run_recovery(path, max(cachesize, _cache_for(path, log_bytes)))
+        except LIBRARY_ERRORS as error:
+            if dropped is not None:
+                dropped.put_back()
+            explained = explain(error, path)
+            if isinstance(explained, DiskFullError):
+                raise explained from error
+            raise DamagedError(_diagnosis(path, error)) from error
+    _require_whole_tables(path)
+    logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
+
+
+def _require_whole_tables(path: Path) -> None:
+    """Compare the sizes of the tables with what their first pages say, which is right once all pages were written."""
+    for table in _table_files(path):
+        if missing := files.missing_pages(table):
+            raise DamagedError(f"{table} is cut off, {missing} pages are missing: restore the storage from a backup")
+
+
+def _used_bytes(path: Path) -> int:
+    status = path.stat()
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def _table_files(path: Path) -> Iterator[Path]:
+    for name in TABLES:
+        yield path / (name + TABLE_SUFFIX)
+
+
+def _cache_for(path: Path, log_bytes: int) -> int:
+    """Return how much cache holds every page that the log can have touched; it is taken as it is used."""
+    touched = log_bytes // SMALLEST_RECORD * PAGE_SIZE
+    existing = sum(where.stat().st_size for where in _table_files(path)) + 4 * log_bytes
+    return min(touched, existing, CACHE_LIMIT)
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """What was behind the last whole record of a log file."""
+
+    path: Path
+    start: int
+    contents: bytes
+
+    def put_back(self) -> None:
+        """Undo the cut, unless something was written there."""
+        if self.path.stat().st_size == self.start:
+            with self.path.open("r+b") as file:
+                file.seek(self.start)
+                file.write(self.contents)
+
+
+def _drop_tail(path: Path) -> _Dropped | None:
+    """Cut the log after its last whole record, and log what that means.
+
+    Raises:
+        DamagedError: the tables hold what happened after that, so that the log was whole once. Nothing was changed.
+    """
+    for number in reversed(files.log_numbers(path)):
+        last = path / files.log_name(number)
+        end = end_of_log(last)
+        tail = files.log_tail(last, end)
+        if not end and not tail.size:
+            continue
+        if not tail.size:
+            return None
+        if end and tail.unfinished:
+            logger.warning(
+                "%s ends in %d bytes of a record that was being written when the owner stopped; it is dropped. With "
+                "durable=True no acknowledged commit can be in it, unless the disk did not keep what it had synced",
+                last,
+                tail.size,
+            )
+        else:
+            _refuse_newer_pages(path, number, end)
+            logger.error(
+                "%s is damaged at offset %d: the %d bytes from there on are dropped, and ACKNOWLEDGED COMMITS MAY BE "
+                "LOST with them. If the storage has a backup or an archive of its logs, restore from there",
+                last,
+                end,
+                tail.size,
+            )
+        return _cut(last, end)
+    return None
+
+
+def _refuse_newer_pages(path: Path, number: int, end: int) -> None:
+    for table in _table_files(path):
+        if files.newest_position(table) >= (number, end):
+            raise DamagedError(
+                f"{path / files.log_name(number)} is damaged at offset {end}, and {table} holds what happened after "
+                "that: put an undamaged copy of the log file back, or restore the storage from a backup"
+            )
+
+
+def _cut(path: Path, end: int) -> _Dropped:
+    with path.open("r+b") as file:
+        file.seek(end)
+        dropped = _Dropped(path, end, file.read())
+        file.truncate(end)
+        os.fsync(file.fileno())
+    return dropped
+
+
+@contextmanager
+def _reporting(path: Path, started: float, log_bytes: int) -> Iterator[None]:
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(REPORT_EVERY):
+            elapsed = time.monotonic() - started
+            logger.warning("%s: recovering for %.0f s now, from %.1f MB of log", path, elapsed, log_bytes / 1e6)
+
+    reporter = threading.Thread(target=report, name="recovery progress", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reporter.join()
+
+
+def _diagnosis(path: Path, error: Exception) -> str:
+    for where in _table_files(path):
+        for page in files.bad_pages(where):
+            return f"page {page} of {where} is damaged, so that it cannot be recovered: restore from a backup ({error})"
+    for log, offset in _damaged_logs(path):
+        return f"{log} is damaged at offset {offset}: put an undamaged copy back, or restore from a backup ({error})"
+    return (
+        f"the tables in {path} do not fit to its log: one of its files was cut off, or is from another storage or "
+        f"time: put the right one back, or restore from a backup ({error})"
+    )
+
+
+def _damaged_logs(path: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the log files, but for the last, that are not whole, and where their last whole record ends."""
+    numbers = files.log_numbers(path)
+    for number, following in pairwise(numbers):
+        log = path / files.log_name(number)
+        end = end_of_log(log)
+        with (path / files.log_name(following)).open("rb") as file:
+            header = file.read(LOG_HEADER.size).ljust(LOG_HEADER.size, b"\0")
+        if files.log_tail(log, end).size or end <= LOG_HEADER.unpack(header)[0]:
+            yield log, end
