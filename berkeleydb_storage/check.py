@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from berkeleydb_storage import files
-from berkeleydb_storage.engine import META_FORMAT, META_NEXT_OID, Change, Engine
+from berkeleydb_storage.change import Change
+from berkeleydb_storage.engine import META_FORMAT, META_NEXT_OID, Engine
 from berkeleydb_storage.environment import (
     GARBAGE,
     JOURNAL,

@@ -16,6 +16,7 @@ errors version failpoints files maintenance progress
 options format room window garbage.policy
 records directory environment
 refcounts journal checkpoint recovery tally upgrade
+change
 engine
 garbage.collector garbage migration check opening session
 storage export
@@ -51,13 +52,21 @@ LEVELS = {name: level for level, line in enumerate(LAYERS.strip().splitlines()) 
 
 
 def imported(tree):
-    """Yield what a module imports, wherever in it: "package.module", or "package.module.name"."""
+    """Yield what a module imports when it runs, wherever in it: "package.module", or "package.module.name"."""
+    for_types = {id(inner) for node in ast.walk(tree) if is_for_types(node) for inner in ast.walk(node)}
     for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_for_types(node):
+    """Tell whether a statement is ``if TYPE_CHECKING``: names for annotations, which no layer depends on."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def ours(tree):

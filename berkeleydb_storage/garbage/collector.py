@@ -19,7 +19,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from berkeleydb_storage import failpoints
-from berkeleydb_storage.engine import Change, Engine
+from berkeleydb_storage.change import Change
+from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.errors import DiskFullError
 from berkeleydb_storage.format import pack_garbage_key, references, unpack_uint64
 from berkeleydb_storage.garbage.policy import GarbageNumbers, garbage_collection_interface
