@@ -155,20 +155,30 @@ class Checkpointer:
     def _checkpoint(self) -> None:
         transactions, position = self._environment.transactions(), self._environment.log_position()
         started = time.monotonic()
+        quiet = self._environment.quiet_since()
+        before = self._sizes_if_quiet(quiet)
         failpoints.reached("checkpoint.begun")
         self._environment.checkpoint()
         failpoints.reached("checkpoint.done")
-        self._remove_logs()
+        sizes = self._sizes_if_quiet(quiet) or before
+        self._remove_logs({"sizes": sizes} if sizes else {})
         self._transactions, self._position, self._time = transactions, position, started
         self.completed += 1
         logger.debug("checkpoint of %s in %.3f s", self._directory.path, time.monotonic() - started)
 
-    def _remove_logs(self) -> None:
+    def _sizes_if_quiet(self, quiet: int | None) -> dict[str, int]:
+        """Return the sizes of the tables; nothing where transactions began since `quiet`, which may take pages back."""
+        sizes = self._directory.sizes(self._environment.tables)
+        return sizes if quiet is not None and quiet == self._environment.quiet_since() else {}
+
+    def _remove_logs(self, changes: dict[str, object]) -> None:
         present = files.log_numbers(self._directory.path)
         needless = set(self._environment.removable_logs()) & set(present[:-1])
         needed = [number for number in present if number not in needless]
         log, offset = self._environment.last_checkpoint()
-        self._directory.update(first_log=needed[0], last_log=needed[-1], checkpoint_log=log, checkpoint_offset=offset)
+        self._directory.update(
+            first_log=needed[0], last_log=needed[-1], checkpoint_log=log, checkpoint_offset=offset, **changes
+        )
         failpoints.reached("checkpoint.logs-noted")
         for number in sorted(needless):
             (self._directory.path / files.log_name(number)).unlink(missing_ok=True)

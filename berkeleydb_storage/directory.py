@@ -73,7 +73,8 @@ class Description:
     checkpoint_offset: int = 0
     """Where that record begins in its file, in bytes."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """File name -> bytes of each table when the storage was closed; empty when the state is not "closed"."""
+    """File name -> bytes that each table has at the least, if known: as of the newest checkpoint that found no
+    transaction under way, or since the storage was closed. Whoever makes a table shorter lowers them before."""
 
     def __post_init__(self) -> None:
         """Refuse what this package does not write.

@@ -43,6 +43,7 @@ from berkeleydb_storage.environment import (
     rows,
 )
 from berkeleydb_storage.errors import (
+    BerkeleyDBStorageError,
     CommitInDoubt,
     CommitRefused,
     DamagedError,
@@ -64,6 +65,8 @@ from berkeleydb_storage.room import Room
 
 OID_BLOCK = 4096
 """Oids reserved at a time: one sync for so many new objects."""
+LAST_OID = (1 << 64) - 2
+"""The highest that is handed out: the one after it can be noted in 8 bytes."""
 COLLECTION_BYTES = 1 << 20
 """Room asked for by a transaction that deletes."""
 
@@ -162,11 +165,17 @@ class Engine:
             self._listeners.append(weakref.ref(listener))
 
     def new_oid(self) -> bytes:
-        """Return an oid that was never returned before."""
+        """Return an oid that was never returned before.
+
+        Raises:
+            BerkeleyDBStorageError: there is none left.
+        """
         with self.lock:
             number = self._next_oid
             if number >= self._reserved:
-                self._reserve(number + OID_BLOCK)
+                if number > LAST_OID:
+                    raise BerkeleyDBStorageError(f"{self.environment.path} has handed out all of its oids")
+                self._reserve(min(number + OID_BLOCK, LAST_OID + 1))
             self._next_oid = number + 1
         return pack_uint64(number)
 
@@ -456,12 +465,13 @@ def _watch_forks() -> None:
 def _disable_all() -> None:
     """Keep a forked child from touching the files, of which its parent is the owner."""
     for engine in list(_engines):
-        if engine._failure is None:
-            engine.lock = threading.Lock()
-            engine.environment.disown()
-            engine.refuse(
-                StorageClosed(
-                    f"{engine.environment.path} was opened by process {os.getppid()}, and this is its child: "
-                    "open storages after forking, one owner per directory, or use a server"
-                )
+        if isinstance(engine._failure, StorageClosed):
+            continue
+        engine.lock = threading.Lock()
+        engine.environment.disown()
+        engine.refuse(
+            StorageClosed(
+                f"{engine.environment.path} was opened by process {os.getppid()}, and this is its child: "
+                "open storages after forking, one owner per directory, or use a server"
             )
+        )

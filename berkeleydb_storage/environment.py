@@ -128,17 +128,16 @@ def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
         return BerkeleyDBStorageError(f"out of memory, using {path}")
     if isinstance(error, (db.DBNoSpaceError, MemoryError)):
         return DiskFullError(f"no room on the disk of {path}: free some, then go on ({text})")
-    if isinstance(error, db.DBPageNotFoundError):
-        return DamagedError(f"a table in {path} is cut off, a page is missing: restore from a backup ({text})")
-    if isinstance(error, db.DBRunRecoveryError):
-        named = next((name + TABLE_SUFFIX for name in TABLES if f"{name}{TABLE_SUFFIX}:" in text), None)
-        where = path / named if named else path
-        return DamagedError(
-            f"{where} is damaged, and Berkeley DB has stopped: close the storage and open it again; if this comes "
-            f"back, restore from a backup ({text})"
-        )
     if isinstance(error, (db.DBAccessError, db.DBPermissionsError)):
         return BerkeleyDBStorageError(f"a file in {path} may not be accessed: mend its permissions ({text})")
+    if isinstance(error, db.DBPageNotFoundError):
+        return DamagedError(f"a table in {path} is cut off, a page is missing: restore from a backup ({text})")
+    named = next((name + TABLE_SUFFIX for name in TABLES if f"{name}{TABLE_SUFFIX}:" in text), None)
+    if named or isinstance(error, db.DBRunRecoveryError):
+        return DamagedError(
+            f"{path / named if named else path} is damaged, and Berkeley DB has stopped: close the storage and open "
+            f"it again; if this comes back, restore from a backup ({text})"
+        )
     return BerkeleyDBStorageError(f"Berkeley DB failed on {path}: {text}")
 
 
@@ -168,16 +167,35 @@ def _transactional(path: Path, cachesize: int, flags: int = 0) -> Any:
     return environment
 
 
+@contextmanager
+def scratch_directory(what: str) -> Iterator[Path]:
+    """Make a directory in the temporary one for `what`, and remove it afterwards.
+
+    Raises:
+        BerkeleyDBStorageError: that, or what is done with it, fails for want of a place or of room.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise BerkeleyDBStorageError(
+            f"{what} cannot be made in the temporary directory ({error}): set TMPDIR to one with room for it"
+        ) from error
+
+
 def end_of_log(path: Path) -> int:
     """Return the offset at which the last whole record of a log file ends, as the library finds it; 0: it has none.
 
     It is asked about a copy, in the temporary directory: opening a log may write to it.
+
+    Raises:
+        BerkeleyDBStorageError: there is no temporary directory, or no room in it.
     """
-    with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-") as scratch:
-        shutil.copyfile(path, Path(scratch) / path.name)
+    with scratch_directory(f"a copy of {path}") as scratch:
+        shutil.copyfile(path, scratch / path.name)
         environment = db.DBEnv()
         try:
-            environment.open(scratch, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
+            environment.open(str(scratch), db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
         except (db.DBRunRecoveryError, db.DBInvalidArgError):
             return 0
         try:
@@ -290,6 +308,12 @@ class Environment:
         """Return how many transactions were committed since the environment was opened."""
         with explained(self.path):
             return int(self._environment.txn_stat()["ncommits"])
+
+    def quiet_since(self) -> int | None:
+        """Return how many transactions ever began, None where one is under way."""
+        with explained(self.path):
+            status = self._environment.txn_stat()
+        return None if status["nactive"] else int(status["nbegins"])
 
     def log_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the log; empty when opened for reading only."""

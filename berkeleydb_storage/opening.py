@@ -16,7 +16,7 @@ from pathlib import Path
 from berkeleydb_storage import engine, failpoints, files
 from berkeleydb_storage.directory import CLOSED, CREATING, OPEN, Description, Directory
 from berkeleydb_storage.environment import LIBRARY, TABLES, Environment
-from berkeleydb_storage.errors import OptionError, RecoveryNeeded, StorageNotFound
+from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError, RecoveryNeeded, StorageNotFound
 from berkeleydb_storage.format import FORMAT_VERSION
 from berkeleydb_storage.options import Options
 from berkeleydb_storage.recovery import recover
@@ -128,7 +128,13 @@ def _read(directory: Directory, description: Description | None, options: Option
     try:
         started = time.monotonic()
         logger.warning("%s was not closed: reading a recovered copy of it in %s", directory.path, copy.name)
-        directory.copy_to(Path(copy.name))
+        try:
+            directory.copy_to(Path(copy.name))
+        except OSError as error:
+            raise BerkeleyDBStorageError(
+                f"{directory.path} cannot be copied into {copy.name} ({error}): set TMPDIR to a directory with room "
+                "for it, or open it for writing, which recovers it in place"
+            ) from error
         logger.info("copied in %.1f s", time.monotonic() - started)
         recover(Path(copy.name), options.cachesize, NOT_CLOSED)
         environment = Environment.read(Path(copy.name), options.cachesize)
@@ -140,7 +146,8 @@ def _read(directory: Directory, description: Description | None, options: Option
 
 def _mark(directory: Directory, state: str, **changes: object) -> None:
     numbers = files.log_numbers(directory.path)
-    changes["sizes"] = directory.sizes(TABLES) if state == CLOSED else {}
+    if state == CLOSED:
+        changes["sizes"] = directory.sizes(TABLES)
     directory.update(state=state, last_log=numbers[-1], first_log=numbers[0], **changes)
 
 

@@ -58,6 +58,7 @@ def recover(path: Path, cachesize: int, reason: str) -> None:
     started = time.monotonic()
     log_bytes = sum(_used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
     logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
+    sizes = {where: where.stat().st_size for where in _table_files(path)}
     dropped = _drop_tail(path)
     with _reporting(path, started, log_bytes):
         try:
@@ -69,15 +70,19 @@ def recover(path: Path, cachesize: int, reason: str) -> None:
             if isinstance(explained, DiskFullError):
                 raise explained from error
             raise DamagedError(_diagnosis(path, error)) from error
-    _require_whole_tables(path)
+    _require_whole_tables(sizes)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
 
 
-def _require_whole_tables(path: Path) -> None:
-    """Compare the sizes of the tables with what their first pages say, which is right once all pages were written."""
-    for table in _table_files(path):
-        if missing := files.missing_pages(table):
-            raise DamagedError(f"{table} is cut off, {missing} pages are missing: restore the storage from a backup")
+def _require_whole_tables(sizes: dict[Path, int]) -> None:
+    """Look whether the log had all pages that were missing at the ends of the tables; `sizes`: before the recovery.
+
+    Otherwise they are pages of zeros now, which the library takes for new ones, and is lost in forever.
+    """
+    for table, size in sizes.items():
+        missing = files.missing_pages(table) + sum(1 for _ in files.bad_pages(table, start=size // PAGE_SIZE))
+        if missing:
+            raise DamagedError(f"{table} was cut off, {missing} pages are missing: restore the storage from a backup")
 
 
 def _used_bytes(path: Path) -> int:
@@ -185,7 +190,7 @@ def _reporting(path: Path, started: float, log_bytes: int) -> Iterator[None]:
 
 def _diagnosis(path: Path, error: Exception) -> str:
     for where in _table_files(path):
-        for page in files.bad_pages(where):
+        for page in files.bad_pages(where, zeros=True):
             return f"page {page} of {where} is damaged, so that it cannot be recovered: restore from a backup ({error})"
     for log, offset in _damaged_logs(path):
         return f"{log} is damaged at offset {offset}: put an undamaged copy back, or restore from a backup ({error})"

@@ -7,16 +7,19 @@ any thread.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from berkeleydb_storage import check, failpoints, migration
 from berkeleydb_storage.checkpoint import Checkpointer, CheckpointThread, checkpoint_interface
 from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.environment import LIBRARY_ERRORS, explain
 from berkeleydb_storage.errors import (
     BerkeleyDBStorageError,
     DiskFullError,
@@ -149,6 +152,9 @@ class BerkeleyDBStorage(Session):
                 check.repair_at_open(engine)
             if options.validate_garbage and (wrong := running.collector.validate()):
                 logger.error("%s: %d wrong entries were taken out of the garbage queue", path, wrong)
+        except LIBRARY_ERRORS as error:
+            abandon_storage(opened)
+            raise explain(error, opened.directory.path) from error
         except BaseException:
             abandon_storage(opened)
             raise
@@ -373,6 +379,15 @@ def _require(policy: object, option: str, *members: str) -> None:
     for member in members:
         if not hasattr(policy, member):
             raise OptionError(f"{option} is a policy with {', '.join(members)}; {policy!r} has no {member}")
+    interval, grace = getattr(policy, "interval"), getattr(policy, "grace", 0)  # noqa: B009 - it is any object
+    if interval is not None and not (_is_seconds(interval) and interval > 0):
+        raise OptionError(f"the interval of {option} is a positive number of seconds, or None, not {interval!r}")
+    if not (_is_seconds(grace) and grace >= 0):
+        raise OptionError(f"the grace of {option} is a number of seconds, and not negative; it is {grace!r}")
+
+
+def _is_seconds(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _silent(activity: str, records: int) -> None:

@@ -13,14 +13,18 @@ from durus.serialize import pack_record
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
+    BerkeleyDBStorageError,
+    CheckpointThread,
     CommitRefused,
     DiskFullError,
     GarbageManual,
     GarbageThread,
     MigrationError,
+    OptionError,
     StorageClosed,
     failpoints,
 )
+from berkeleydb_storage.environment import end_of_log
 from berkeleydb_storage.format import pack_uint64 as oid
 from berkeleydb_storage.room import Room
 
@@ -277,3 +281,32 @@ def test_a_checkpoint_that_is_under_way_is_not_waited_for(storage):
         checkpointer.turn()
     assert checkpointer.completed == before
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("seconds", ["1", -1, 0, float("nan"), float("inf")])
+@pytest.mark.parametrize("option", ["checkpoint", "garbage_collection"])
+def test_an_interval_that_is_no_time_is_refused(tmp_path, option, seconds):
+    policy = {"checkpoint": CheckpointThread, "garbage_collection": GarbageThread}[option]()
+    policy.interval = seconds
+    with pytest.raises(OptionError, match=f"interval of {option}"):
+        BerkeleyDBStorage(tmp_path, **{option: policy})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_oids_are_handed_out_and_then_none(tmp_path):
+    last = (1 << 64) - 2
+    with BerkeleyDBStorage(tmp_path) as storage:
+        storage.migrate(
+            [(oid(0), pack_record(oid(0), b"", oid(last - 1))), (oid(last - 1), record(last - 1, data=b""))]
+        )
+        assert storage.new_oid() == oid(last)
+        with pytest.raises(BerkeleyDBStorageError, match="all of its oids"):
+            storage.new_oid()
+        assert storage.check().sound
+
+
+def test_no_temporary_directory_is_an_error_that_says_so(tmp_path, monkeypatch):
+    (tmp_path / "log.0000000001").write_bytes(b"")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(BerkeleyDBStorageError, match="TMPDIR"):
+        end_of_log(tmp_path / "log.0000000001")
