@@ -174,7 +174,9 @@ class Engine:
             number = self._next_oid
             if number >= self._reserved:
                 if number > LAST_OID:
-                    raise BerkeleyDBStorageError(f"{self.environment.path} has handed out all of its oids")
+                    raise BerkeleyDBStorageError(
+                        f"{self.environment.path} has handed out all of its oids: migrate into a new storage"
+                    )
                 self._reserve(min(number + OID_BLOCK, LAST_OID + 1))
             self._next_oid = number + 1
         return pack_uint64(number)
@@ -340,7 +342,9 @@ class Engine:
 
     def _refuse_if_busy(self) -> None:
         if self._exclusive is not None:
-            raise CommitRefused(f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored")
+            raise CommitRefused(
+                f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored, try again later"
+            )
 
     def begin(self, size: int) -> Transaction:
         """Begin a transaction that writes about `size` bytes. The caller holds the mutex.

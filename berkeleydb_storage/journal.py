@@ -47,12 +47,12 @@ class Journal:
         with reading(self._rows) as cursor:
             row = cursor.last()
         if row is None:
-            raise DamagedError("the journal is empty: restore the storage from a backup")
+            raise DamagedError("journal.db has no transaction: restore the storage from a backup")
         try:
             return unpack_uint64(row[0]), unpack_journal(row[1]).state
         except ValueError as error:
             raise DamagedError(
-                f"the newest row of the journal is malformed ({error}): restore the storage from a backup"
+                f"the newest row of journal.db is malformed ({error}): restore the storage from a backup"
             ) from error
 
     def append(self, state: State, oids: list[bytes] | None, transaction: Transaction) -> None:

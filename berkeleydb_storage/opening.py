@@ -91,7 +91,7 @@ def _open(directory: Directory, description: Description, options: Options) -> O
     _verify(directory, description, options)
     unclean = description.state != CLOSED
     if unclean and options.do_recover is False:
-        raise RecoveryNeeded(f"{directory.path} was not closed by its last owner, and do_recover=False was given")
+        raise _recovery_needed(directory)
     if not unclean:
         _mark(directory, OPEN)
         failpoints.reached("open.marked")
@@ -115,6 +115,12 @@ def _open(directory: Directory, description: Description, options: Options) -> O
     return Opened(directory, environment, description.type, unclean)
 
 
+def _recovery_needed(directory: Directory) -> RecoveryNeeded:
+    return RecoveryNeeded(
+        f"{directory.path} was not closed by its last owner, and do_recover=False was given: leave that out"
+    )
+
+
 def _read(directory: Directory, description: Description | None, options: Options) -> Opened:
     if description is None or description.state == CREATING:
         raise StorageNotFound(f"{directory.path} holds no storage yet: open it for writing once")
@@ -123,7 +129,7 @@ def _read(directory: Directory, description: Description | None, options: Option
         environment = Environment.read(directory.path, options.cachesize)
         return Opened(directory, environment, description.type, False)
     if options.do_recover is False:
-        raise RecoveryNeeded(f"{directory.path} was not closed by its last owner, and do_recover=False was given")
+        raise _recovery_needed(directory)
     copy = tempfile.TemporaryDirectory(prefix="berkeleydb_storage-")
     try:
         started = time.monotonic()

@@ -264,7 +264,7 @@ def test_one_thread_may_have_it_for_itself(engine, storage):
         try_it()
         other.start()
         other.join()
-    assert refused == [f"{engine.environment.path} is busy with the census: nothing was stored"] * 2
+    assert refused == [f"{engine.environment.path} is busy with the census: nothing was stored, try again later"] * 2
     try_it()
     assert len(refused) == 2
 

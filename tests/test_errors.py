@@ -1,7 +1,9 @@
 """The exceptions: what they are to Durus, and that each says what it is about."""
 
+import ast
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 from durus.error import ConflictError, DurusError, DurusKeyError, WriteConflictError
@@ -104,3 +106,28 @@ def test_oids_are_described_as_numbers():
     assert describe_oids(oids(*range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
     assert describe_oids(oids(1, 2, 3), limit=1) == "1 and 2 more"
     assert describe_oids([b"\xff" * 8]) == str(2**64 - 1)
+
+
+def messages():
+    """Yield (where, class, message) of every error that the package makes; values are in braces."""
+    names = {each.__name__ for each in CLASSES}
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names and node.args:
+                parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
+                text = "".join(part.value if isinstance(part, ast.Constant) else "{value}" for part in parts)
+                yield pytest.param(node.func.id, text, id=f"{path.name}:{node.lineno}")
+
+
+SELF_EVIDENT = ("is closed", "does not exist", "holds no storage", "comes twice", "was cut off while it was read")
+"""Where nothing needs to be said about what to do."""
+
+
+@pytest.mark.parametrize(("name", "text"), list(messages()))
+def test_each_message_names_the_thing_and_says_more_than_that_it_failed(name, text):
+    """What it is about is a value, a file or an option; after a colon or the like comes the reason or the remedy."""
+    if text == "{value}":
+        return
+    assert "{value}" in text or ".db" in text or "=" in text or "object 0" in text
+    assert any(sign in text.rstrip(".") for sign in (": ", "; ", ". ", ", ")) or text.endswith(SELF_EVIDENT)
+    assert text[0].islower() or text.startswith(("{value}", "Berkeley DB"))

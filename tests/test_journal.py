@@ -147,7 +147,7 @@ def test_it_goes_on_after_reopening(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "complaint"),
-    [(None, "the journal is empty: restore"), (b"short", "newest row of the journal is malformed")],
+    [(None, "journal.db has no transaction: restore"), (b"short", "newest row of journal.db is malformed")],
 )
 def test_a_journal_that_cannot_be_read_is_named(tmp_path, row, complaint):
     with quiet(tmp_path) as storage:
