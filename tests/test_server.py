@@ -137,6 +137,7 @@ def test_pack_after_so_many_bytes(directory):
     with Served(directory, "--gcbytes=1") as served:
         client = served.client()
         records = populate(client, 10)
+        served.wait_for("gc at")
         before = served.lines
         commit(client, [record_of(ROOT)])
         served.wait_for("gc at", after=before)
