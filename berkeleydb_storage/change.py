@@ -121,6 +121,12 @@ class Change:
                     changes[ref] = changes.get(ref, 0) - 1
         engine.objects.put(oid, record, self.transaction)
 
+    def create(self, oid: bytes, record: bytes) -> None:
+        """Write the record of a new object; counts are the caller's business."""
+        self._engine.objects.put(oid, record, self.transaction)
+        self.born.add(oid)
+        self.stored.append(oid)
+
     def settle(self) -> list[bytes]:
         """Apply the changes of the counts; return the objects that are referred to and do not exist."""
         return self._engine.counts.settle(self.changes, self.born, self.now, self.transaction)

@@ -73,8 +73,8 @@ class Description:
     checkpoint_offset: int = 0
     """Where that record begins in its file, in bytes."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """File name -> bytes that each table has at the least, if known: as of the newest checkpoint that found no
-    transaction under way, or since the storage was closed. Whoever makes a table shorter lowers them before."""
+    """File name -> bytes of each table: when the storage was closed, or else as of the newest checkpoint that found no
+    transaction under way. Empty where that is not known."""
 
     def __post_init__(self) -> None:
         """Refuse what this package does not write.
@@ -298,9 +298,13 @@ class Directory:
                 shutil.copyfile(self.path / name, target / name)
 
     def sizes(self, tables: Iterable[str]) -> dict[str, int]:
-        """Return the bytes of each table's file, by its name."""
-        names = [name + TABLE_SUFFIX for name in tables]
-        return {name: (self.path / name).stat().st_size for name in names}
+        """Return the bytes of the pages of each table, by the name of its file."""
+        return {name + TABLE_SUFFIX: files.noted_size(self.path / (name + TABLE_SUFFIX)) for name in tables}
+
+    def shortened(self, description: Description) -> list[Path]:
+        """Return the tables that are shorter than what is noted. A transaction that was undone may do that, too."""
+        noted = ((self.path / name, size) for name, size in description.sizes.items())
+        return [where for where, size in noted if where.stat().st_size < size]
 
     def verify_library(self, description: Description, library: str) -> None:
         """Compare the version of the library with the one that wrote the files; the patch level may differ.
@@ -324,11 +328,13 @@ class Directory:
             where = self.path / (name + TABLE_SUFFIX)
             if not where.exists():
                 raise DamagedError(f"{where} is missing: restore the storage from a backup")
-            size, least = where.stat().st_size, description.sizes.get(where.name, files.PAGE_SIZE)
-            if size < least:
-                raise DamagedError(
-                    f"{where} is cut off, it has {size} of {least} bytes: restore the storage from a backup"
-                )
+            if where.stat().st_size < files.PAGE_SIZE:
+                raise DamagedError(f"{where} is cut off: restore the storage from a backup")
+        for where in self.shortened(description) if description.state == CLOSED else ():
+            raise DamagedError(
+                f"{where} is cut off, it has {where.stat().st_size} of {description.sizes[where.name]} bytes: restore "
+                "the storage from a backup"
+            )
         present = set(files.log_numbers(self.path))
         last = max(present | {description.last_log})
         for number in range(description.first_log, last + 1):

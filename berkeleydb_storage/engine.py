@@ -363,6 +363,14 @@ class Engine:
         except LIBRARY_ERRORS as error:
             raise self.failed(error) from error
 
+    def need_room(self, size: int) -> None:
+        """Make sure that a transaction can write `size` bytes more than it said. The caller holds the mutex.
+
+        Raises:
+            DiskFullError: it cannot.
+        """
+        self._room.need(size)
+
     def commit_change(self, change: Change) -> None:
         """Write the journal row of a transaction, end it, and tell the listeners. The caller holds the mutex."""
         before = self.journal.state

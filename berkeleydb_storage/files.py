@@ -98,10 +98,18 @@ def newest_position(path: Path) -> tuple[int, int]:
 
 def missing_pages(path: Path) -> int:
     """Return how many pages a table lacks at its end; exact when nobody has it open and all pages were written."""
+    return max(0, _pages(path) - path.stat().st_size // PAGE_SIZE)
+
+
+def noted_size(path: Path) -> int:
+    """Return the bytes of the pages of a table, without those at its end that the library took back."""
+    return min(_pages(path) * PAGE_SIZE, path.stat().st_size)
+
+
+def _pages(path: Path) -> int:
     with path.open("rb") as file:
         first = file.read(META_SIZE).ljust(META_SIZE, b"\0")
-    last = int.from_bytes(first[META_LAST_PAGE : META_LAST_PAGE + 4], sys.byteorder)
-    return max(0, last + 1 - path.stat().st_size // PAGE_SIZE)
+    return int.from_bytes(first[META_LAST_PAGE : META_LAST_PAGE + 4], sys.byteorder) + 1
 
 
 def bad_pages(path: Path, *, start: int = 0, zeros: bool = False) -> Iterator[int]:

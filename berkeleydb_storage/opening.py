@@ -19,7 +19,7 @@ from berkeleydb_storage.environment import LIBRARY, TABLES, Environment
 from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError, RecoveryNeeded, StorageNotFound
 from berkeleydb_storage.format import FORMAT_VERSION
 from berkeleydb_storage.options import Options
-from berkeleydb_storage.recovery import recover
+from berkeleydb_storage.recovery import recover, rehearse
 from berkeleydb_storage.upgrade import upgrade, verify_format
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,8 @@ def _open(directory: Directory, description: Description, options: Options) -> O
         failpoints.reached("open.marked")
     if unclean or options.do_recover:
         failpoints.reached("recover.begin")
+        if shortened := directory.shortened(description):
+            rehearse(directory, options.cachesize, shortened)
         recover(directory.path, options.cachesize, NOT_CLOSED if unclean else "is to be recovered")
         failpoints.reached("recover.done")
     try:

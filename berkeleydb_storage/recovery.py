@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from berkeleydb_storage import files
+from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import LIBRARY_ERRORS, TABLES, end_of_log, explain, run_recovery
 from berkeleydb_storage.errors import DamagedError, DiskFullError
 from berkeleydb_storage.files import LOG_HEADER, PAGE_SIZE, TABLE_SUFFIX
@@ -37,6 +39,26 @@ SMALLEST_RECORD = 64
 """Bytes of log that change a page, at the least."""
 REPORT_EVERY = 5.0
 """Seconds between two log lines while a recovery runs."""
+
+
+def rehearse(directory: Directory, cachesize: int, shortened: list[Path]) -> None:
+    """Recover a copy of a storage whose tables are shorter than they were, which may mean that they were cut off.
+
+    Raises:
+        DamagedError: they were; the files are as they were.
+    """
+    logger.warning("%s is shorter than it was: a copy is recovered first, to see whether it is whole", shortened[0])
+    with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-") as name:
+        copy = Path(name)
+        try:
+            directory.copy_to(copy)
+        except OSError as error:
+            logger.warning("no copy was made (%s): %s is recovered itself", error, directory.path)
+            return
+        try:
+            recover(copy, cachesize, "is a copy")
+        except DamagedError as error:
+            raise DamagedError(str(error).replace(str(copy), str(directory.path))) from error
 
 
 def recover(path: Path, cachesize: int, reason: str) -> None:

@@ -26,6 +26,9 @@ from berkeleydb_storage import (
 )
 from berkeleydb_storage.environment import end_of_log
 from berkeleydb_storage.format import pack_uint64 as oid
+from berkeleydb_storage.format import unpack_uint64
+from berkeleydb_storage.garbage.collector import FAN
+from berkeleydb_storage.refcounts import ReferenceCounts
 from berkeleydb_storage.room import Room
 
 
@@ -310,3 +313,20 @@ def test_no_temporary_directory_is_an_error_that_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(BerkeleyDBStorageError, match="TMPDIR"):
         end_of_log(tmp_path / "log.0000000001")
+
+
+@pytest.mark.parametrize("children", [FAN, FAN + 1, 20 * FAN + 7])
+def test_no_step_lets_go_of_more_references_than_the_limit(storage, children, monkeypatch):
+    """A record with very many references is collected in short steps, between which the storage is consistent."""
+    dropped = []
+    drop = ReferenceCounts.drop_reference
+    monkeypatch.setattr(ReferenceCounts, "drop_reference", lambda *a: dropped.append(1) or drop(*a))
+    fan, oids = unpack_uint64(storage.new_oid()), [unpack_uint64(storage.new_oid()) for _ in range(children)]
+    commit(storage, record(0, fan, oids[0]), record(fan, *oids), *(record(number) for number in oids))
+    commit(storage, record(0, oids[0]))
+    for _ in storage.get_packer():
+        assert len(dropped) <= FAN
+        dropped.clear()
+        assert storage.check().sound
+    assert storage.get_size() == 2
+    assert storage.load(oid(oids[0])) == record(oids[0])

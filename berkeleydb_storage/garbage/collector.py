@@ -14,9 +14,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from pickle import dumps
 from typing import NamedTuple
+from zlib import compress
+
+from durus.persistent import Persistent
+from durus.serialize import pack_record
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
@@ -29,8 +34,12 @@ logger = logging.getLogger(__name__)
 
 STEP = 50
 """Objects a step: about half a millisecond with the mutex."""
+FAN = 500
+"""References that a step lets go of at most: some 4 milliseconds. A record with more is split first."""
 PAUSE = 0.001
 """Seconds between two steps of the background thread: the foreground gets the mutex and the interpreter."""
+NOTHING = dumps(Persistent, 2) + compress(dumps({}, 2))
+"""The data of an object without attributes, as Durus' ObjectWriter makes it."""
 FOREVER = (1 << 64) - 1
 
 
@@ -51,6 +60,8 @@ class Collector:
         self.policy = policy
         self._engine = engine
         self.collected = Collected(0, 0, 0)  # guarded by the engine's mutex
+        self._spare: list[bytes] = []  # guarded by the engine's mutex: oids for the parts of large records
+        self._wanted = 0  # guarded by the engine's mutex: how many it takes to go on
 
     def numbers(self, committed: int = 0) -> GarbageNumbers:
         """Return what the policy is told."""
@@ -93,8 +104,10 @@ class Collector:
         Raises:
             DiskFullError: there is no room; nothing is lost, it goes on when there is.
         """
+        fresh = [self._engine.new_oid() for _ in range(self._wanted)]
         with self._engine.lock, self._engine.change() as change:
             failpoints.reached("collect.begun")
+            self._spare += fresh
             done, size = self._collect(limit, until, change)
             failpoints.reached("collect.written")
         if done:
@@ -109,36 +122,68 @@ class Collector:
         """Delete within a transaction; return how many entries and objects were done with, and their bytes."""
         counts, transaction = self._engine.counts, change.transaction
         orphans: list[tuple[int, bytes]] = []
-        done = size = 0
-        while done < limit:
-            if orphans:
-                since, oid = orphans.pop()
-            else:
-                entry = counts.next_condemned()
-                if entry is None or entry[0] > until:
-                    break
-                since, oid = entry
-                counts.unqueue(oid, since, transaction)
-                change.touched = True
-                if not counts.is_condemned(oid, since):
-                    logger.error("object %d was in the garbage queue by mistake: taken out", unpack_uint64(oid))
-                    done += 1
-                    continue
+        done = size = dropped = 0
+        while done < limit and (entry := orphans.pop() if orphans else self._take(until, change)):
+            since, oid = entry
+            record = self._found(oid, change)
+            children = _children(oid, record)
+            if dropped + len(children) > FAN:
+                if dropped or not self._split(oid, children, since, change):
+                    orphans.append(entry)
+                done += 1
+                break
             done += 1
-            try:
-                record = change.delete(oid)
-            except KeyError:
-                logger.error("object %d is garbage and does not exist: its rows are removed", unpack_uint64(oid))
-                counts.forget(oid, transaction)
-                change.touched = True
-                continue
+            if record:
+                change.delete(oid)
             size += len(record)
-            for child in _children(oid, record):
+            dropped += len(children)
+            for child in children:
                 if counts.drop_reference(child, change.now, transaction):
                     orphans.append((since, child))
         for since, oid in orphans:
             counts.condemn(oid, since, transaction)
         return done, size
+
+    def _take(self, until: int, change: Change) -> tuple[int, bytes] | None:
+        """Take the oldest entry out of the queue; None where none is as old as `until`. Wrong ones are dropped."""
+        counts = self._engine.counts
+        while (entry := counts.next_condemned()) is not None and entry[0] <= until:
+            since, oid = entry
+            counts.unqueue(oid, since, change.transaction)
+            change.touched = True
+            if counts.is_condemned(oid, since):
+                return entry
+            logger.error("object %d was in the garbage queue by mistake: taken out", unpack_uint64(oid))
+        return None
+
+    def _found(self, oid: bytes, change: Change) -> bytes:
+        """Return the record of a condemned object; nothing where it does not exist, and then its rows are removed."""
+        record = self._engine.objects.get(oid)
+        if record is None:
+            logger.error("object %d is garbage and does not exist: its rows are removed", unpack_uint64(oid))
+            self._engine.counts.forget(oid, change.transaction)
+            change.touched = True
+        return record or b""
+
+    def _split(self, oid: bytes, children: Sequence[bytes], since: int, change: Change) -> bool:
+        """Put objects that have `FAN` of its references each in the place of a condemned one, and condemn them.
+
+        So every step stays short, and the storage is as consistent between them as ever.
+
+        Returns:
+            False where that takes more oids than are at hand; they are there at the next step.
+        """
+        parts = [children[start : start + FAN] for start in range(0, len(children), FAN)]
+        self._wanted = max(0, len(parts) - len(self._spare))
+        if self._wanted:
+            return False
+        self._engine.need_room(16 * len(children))
+        change.delete(oid)
+        for part in parts:
+            substitute = self._spare.pop()
+            change.create(substitute, pack_record(substitute, NOTHING, b"".join(part)))
+            self._engine.counts.condemn(substitute, since, change.transaction)
+        return True
 
     def validate(self) -> int:
         """Re-check every entry of the queue, take out those that are wrong, and return how many that were."""
@@ -169,6 +214,8 @@ class Collector:
 
 def _children(oid: bytes, record: bytes) -> tuple[bytes, ...]:
     """Return what a deleted record referred to; nothing where it is malformed: that is kept, and not lost."""
+    if not record:
+        return ()
     try:
         return references(oid, record)
     except ValueError as error:
