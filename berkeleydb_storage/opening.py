@@ -19,12 +19,10 @@ from berkeleydb_storage.environment import LIBRARY, TABLES, Environment
 from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError, RecoveryNeeded, StorageNotFound
 from berkeleydb_storage.format import FORMAT_VERSION
 from berkeleydb_storage.options import Options
-from berkeleydb_storage.recovery import recover, rehearse
+from berkeleydb_storage.recovery import recover, recover_copy, rehearse
 from berkeleydb_storage.upgrade import upgrade, verify_format
 
 logger = logging.getLogger(__name__)
-
-NOT_CLOSED = "was not closed"
 
 
 @dataclass
@@ -99,7 +97,7 @@ def _open(directory: Directory, description: Description, options: Options) -> O
         failpoints.reached("recover.begin")
         if shortened := directory.shortened(description):
             rehearse(directory, options.cachesize, shortened)
-        recover(directory.path, options.cachesize, NOT_CLOSED if unclean else "is to be recovered")
+        recover(directory.path, options.cachesize, "was not closed" if unclean else "is to be recovered")
         failpoints.reached("recover.done")
     try:
         environment = Environment.open(directory.path, options.cachesize)
@@ -144,7 +142,7 @@ def _read(directory: Directory, description: Description | None, options: Option
                 "for it, or open it for writing, which recovers it in place"
             ) from error
         logger.info("copied in %.1f s", time.monotonic() - started)
-        recover(Path(copy.name), options.cachesize, NOT_CLOSED)
+        recover_copy(directory, Path(copy.name), options.cachesize)
         environment = Environment.read(Path(copy.name), options.cachesize)
     except BaseException:
         copy.cleanup()

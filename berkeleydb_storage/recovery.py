@@ -55,10 +55,19 @@ def rehearse(directory: Directory, cachesize: int, shortened: list[Path]) -> Non
         except OSError as error:
             logger.warning("no copy was made (%s): %s is recovered itself", error, directory.path)
             return
-        try:
-            recover(copy, cachesize, "is a copy")
-        except DamagedError as error:
-            raise DamagedError(str(error).replace(str(copy), str(directory.path))) from error
+        recover_copy(directory, copy, cachesize)
+
+
+def recover_copy(directory: Directory, copy: Path, cachesize: int) -> None:
+    """Recover a copy of a storage.
+
+    Raises:
+        DamagedError: it cannot be; what is named is the original, which is as it was.
+    """
+    try:
+        recover(copy, cachesize, f"is a copy of {directory.path}, which was not closed")
+    except DamagedError as error:
+        raise DamagedError(str(error).replace(str(copy), str(directory.path))) from error
 
 
 def recover(path: Path, cachesize: int, reason: str) -> None:

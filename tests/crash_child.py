@@ -94,10 +94,10 @@ def open_and_close(report, path, options):
     report("closed")
 
 
-def migrate(report, path, options, count, fail=False):
+def migrate(report, path, options, objects, fail=False):
     """Migrate so many objects into a storage; with `fail`, from a source that is inconsistent at its end."""
     with BerkeleyDBStorage(path, **options) as storage:
-        storage.migrate(records(count + fail, count))
+        storage.migrate(records(objects + fail, objects))
         report("migrated")
 
 

@@ -6,12 +6,15 @@ each slot of a hub there is a pair of objects that were stored by one commit, wi
 replaced or dropped is garbage.
 """
 
+from contextlib import suppress
 from hashlib import sha256
 from struct import pack, unpack_from
 from zlib import crc32
 
 from durus.error import DurusKeyError
 from graphs import number, oid, record
+
+from berkeleydb_storage import DanglingReferenceError
 
 SLOTS = 12
 SIZES = (0, 20, 300, 1000, 2500, 9000, 30_000)
@@ -76,6 +79,15 @@ class Writer:
         store(self._session, records)
         self._report(f"ack {self._index} {step}")
         self.step, self._slots = step, slots
+        if step % 5 == 0:
+            self._fail()
+
+    def _fail(self):
+        """Try a commit that takes new pages, and is refused: nothing of it may ever be seen."""
+        key = new_oid(self._session, self._report)
+        with suppress(DanglingReferenceError):
+            store(self._session, [record(key, (1 << 64) - 1, data=b"never" * 10_000)])
+            raise AssertionError("a commit with a dangling reference succeeded")
 
 
 def new_oid(session, report):

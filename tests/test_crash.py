@@ -129,7 +129,7 @@ def test_killed_while_it_migrates(tmp_path, children, name):
     """It is empty or complete afterwards; when it is empty, a new migration succeeds."""
     case = Case(tmp_path / "storage", children, "durable")
     times = 3 if name == "migrate.batch" else 1
-    case.kill_at(name, times, "migrate", count=MIGRATED)
+    case.kill_at(name, times, "migrate", objects=MIGRATED)
     with BerkeleyDBStorage(case.path, **case.options) as storage:
         assert not storage.check().faults
         if name != "migrate.done":
@@ -144,7 +144,7 @@ def test_killed_while_it_migrates(tmp_path, children, name):
 def test_killed_while_a_migration_is_undone(tmp_path, children, name):
     """First because it was interrupted or is inconsistent, then while the next openings empty the storage."""
     case = Case(tmp_path / "storage", children, "durable")
-    case.kill_at(name, 1, "migrate", count=MIGRATED, fail=True)
+    case.kill_at(name, 1, "migrate", objects=MIGRATED, fail=True)
     for _ in range(2):
         case.kill_at("undo.begun", 1, "open_and_close")
     with BerkeleyDBStorage(case.path, **case.options) as storage:
