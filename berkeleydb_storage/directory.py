@@ -127,6 +127,10 @@ class Directory:
             return f"; this is a Durus storage file, which `durus-bdb migrate {self.path} DIRECTORY` copies into one"
         return ""
 
+    def has_lock(self) -> bool:
+        """Tell whether there is a lock file: whoever has opened the directory made one."""
+        return (self.path / LOCK).exists()
+
     def acquire(self, *, read_only: bool) -> None:
         """Lock the directory: for this process alone, or shared with other readers.
 
@@ -142,7 +146,8 @@ class Directory:
         try:
             lock = os.open(self.path / LOCK, flags | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
-            raise StorageNotFound(f"{self.path} holds no storage yet: open it for writing once") from None
+            lacks = "has no lock file" if (self.path / DESCRIPTION).exists() else "holds no storage yet"
+            raise StorageNotFound(f"{self.path} {lacks}: open it for writing once") from None
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise BerkeleyDBStorageError(
@@ -175,7 +180,10 @@ class Directory:
         )
 
     def _refuse_foreign(self, read_only: bool) -> None:
-        names = set(os.listdir(self.path))
+        try:
+            names = set(os.listdir(self.path))
+        except OSError as error:
+            raise self._explained(error) from error
         if DESCRIPTION in names:
             return
         ours = ("lost+found", LOCK, FRESH)
@@ -231,6 +239,8 @@ class Directory:
             text = where.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._explained(error) from error
         try:
             values = json.loads(text)
             version = values["format"]
@@ -262,9 +272,13 @@ class Directory:
             raise self._explained(error) from error
 
     def _explained(self, error: OSError) -> Exception:
-        """Return a `DiskFullError` where that is what it is, or else the error itself."""
+        """Return what an error of the system means, where something can be done about it, or else the error itself."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFullError(f"no room on the disk of {self.path}: free some, then go on ({error.strerror})")
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return BerkeleyDBStorageError(
+                f"{error.filename or self.path} may not be accessed by this process: mend its permissions"
+            )
         return error
 
     def update(self, **changes: object) -> Description:

@@ -47,6 +47,8 @@ def open_storage(path: str | os.PathLike[str], options: Options) -> Opened:
         OptionError, DiskFullError: as their descriptions say; whatever was there is left as it was.
     """
     directory = Directory(path)
+    if not directory.has_lock():
+        _look(directory, options)
     directory.acquire(read_only=options.read_only)
     try:
         description = directory.read()
@@ -58,6 +60,13 @@ def open_storage(path: str | os.PathLike[str], options: Options) -> Opened:
     except BaseException:
         directory.release(refused=True)
         raise
+
+
+def _look(directory: Directory, options: Options) -> None:
+    """Refuse what will be refused before there is a lock file, which nobody else can have locked."""
+    description = directory.read()
+    if description is not None and description.state != CREATING:
+        _verify(directory, description, options)
 
 
 def _create(directory: Directory, options: Options) -> Opened:

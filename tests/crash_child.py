@@ -25,6 +25,8 @@ from berkeleydb_storage import (
     GarbageInline,
     GarbageManual,
     GarbageThread,
+    OptionError,
+    ReadOnlyError,
     failpoints,
 )
 
@@ -94,6 +96,29 @@ def open_and_close(report, path, options):
     report("closed")
 
 
+def open_and_tell(report, path, options):
+    """Open the storage, and report what was raised, as JSON."""
+    try:
+        BerkeleyDBStorage(path, **options).close()
+    except Exception as error:
+        report(json.dumps([type(error).__name__, str(error)]))
+
+
+def read(report, path, options):
+    """Try everything that would write to a storage, then report all that is in it."""
+    with BerkeleyDBStorage(path, read_only=True, **options) as storage:
+        storage.begin()
+        storage.store(record(0)[:8], record(0))
+        tried = {"end": storage.end, "pack": storage.pack, "checkpoint": storage.checkpoint}
+        tried["repair"] = lambda: BerkeleyDBStorage(path, read_only=True, repair=True)
+        for what, work in tried.items():
+            try:
+                work()
+            except (ReadOnlyError, OptionError) as error:
+                report(json.dumps([what, str(error)]))
+        report(json.dumps([(key.hex(), row.hex()) for key, row in storage.gen_oid_record()]))
+
+
 def migrate(report, path, options, objects, fail=False):
     """Migrate so many objects into a storage; with `fail`, from a source that is inconsistent at its end."""
     with BerkeleyDBStorage(path, **options) as storage:
@@ -112,6 +137,10 @@ def run(job):
     for name, value in job["settings"].items():
         module, attribute = name.rsplit(".", 1)
         setattr(import_module(f"berkeleydb_storage.{module}"), attribute, value)
+    if job["user"]:
+        os.setgroups([])
+        os.setgid(job["user"])
+        os.setuid(job["user"])
     if job["fuse"]:
         failpoints.hook = Fuse(*job["fuse"])
     globals()[job["function"]](Report(job["report"]), Path(job["path"]), **job["arguments"])

@@ -33,14 +33,15 @@ class Children:
         self._read = 0
         self.pid = None
 
-    def start(self, function, path, *, fuse=None, settings=SETTINGS, **arguments):
-        """Start a job; `fuse` is the name of a crash point and the how manieth time it is reached."""
+    def start(self, function, path, *, fuse=None, settings=SETTINGS, user=None, **arguments):
+        """Start a job; `fuse` is the name of a crash point and the how manieth time it is reached; `user` a uid."""
         job = {
             "function": function,
             "path": str(path),
             "report": str(self._report),
             "fuse": fuse,
             "settings": settings,
+            "user": user,
             "arguments": arguments,
         }
         self._process.stdin.write(json.dumps(job) + "\n")
