@@ -343,10 +343,12 @@ def check_engine(engine: Engine, *, repair: bool = False, progress: Progress | N
         DamagedError: a page cannot be read, so that nothing more can be said.
         ReadOnlyError: something is to be repaired in a storage that was opened read-only.
         DiskFullError: there is no room for the repair; nothing was repaired.
+        CommitRefused: a migration is under way, so that nothing fits together yet.
     """
     started = time.monotonic()
     with engine.lock:
         engine.require_open()
+        engine.require_idle()
         checking = _Check(engine, progress or _silent)
         try:
             checking.run()

@@ -246,7 +246,7 @@ class Engine:
 
     def _apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
         """Store the records, all or nothing. The caller holds the mutex."""
-        self._refuse_if_busy()
+        self.require_idle()
         if not self._next_oid and ROOT_OID in pending:
             self._reserve(OID_BLOCK)
             self._next_oid = 1
@@ -323,7 +323,7 @@ class Engine:
             CommitRefused: something is done exclusively already.
         """
         with self.lock:
-            self._refuse_if_busy()
+            self.require_idle()
             self._exclusive = (threading.get_ident(), what)
         try:
             yield
@@ -340,7 +340,8 @@ class Engine:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
 
-    def _refuse_if_busy(self) -> None:
+    def require_idle(self) -> None:
+        """Raise `CommitRefused` while something is done exclusively. The caller holds the mutex."""
         if self._exclusive is not None:
             raise CommitRefused(
                 f"{self.environment.path} is busy with {self._exclusive[1]}: nothing was stored, try again later"
@@ -354,7 +355,7 @@ class Engine:
         """
         self.require_open()
         if self._exclusive is not None and self._exclusive[0] != threading.get_ident():
-            self._refuse_if_busy()
+            self.require_idle()
         if not self.environment.writable:
             raise ReadOnlyError(f"{self.environment.path} was opened read-only: nothing was stored")
         self._room.need(size)

@@ -272,6 +272,7 @@ class BerkeleyDBStorage(Session):
 
         Raises:
             DamagedError: a page cannot be read. ReadOnlyError: there is something to repair, and it is read-only.
+            CommitRefused: a migration is under way. DiskFullError: there is no room for the repair.
         """
         return check.check_engine(self._engine, repair=repair, progress=progress)
 

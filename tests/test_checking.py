@@ -16,7 +16,7 @@ from graphs import (
     scratch_storage,
 )
 
-from berkeleydb_storage import DamagedError, Fault, ReadOnlyError, StorageClosed, check
+from berkeleydb_storage import CommitRefused, DamagedError, Fault, ReadOnlyError, StorageClosed, check
 from berkeleydb_storage.check import Report, check_pages
 from berkeleydb_storage.environment import JOURNAL, OBJECTS, REFCOUNTS, SUSPECTS, TABLES
 from berkeleydb_storage.files import PAGE_SIZE
@@ -213,3 +213,19 @@ def test_transactions_go_on_when_the_horizon_passes_what_was_forgotten(storage, 
         commit(storage, record(8, data=b"%d" % turn))
     assert len(journal(storage)) == 20
     assert storage.check().faults == []
+
+
+def test_a_check_during_a_migration_is_refused(storage):
+    """What is in the tables does not fit together yet."""
+    refused = []
+
+    def records():
+        with pytest.raises(CommitRefused, match="busy with a migration: nothing was stored, try again later") as caught:
+            target.check()
+        refused.append(caught.value)
+        yield oid(0), record(0)
+
+    with scratch_storage() as target:
+        target.migrate(records())
+        assert len(refused) == 1
+        assert target.check().faults == []
