@@ -175,8 +175,7 @@ class _Check:
             except ValueError as error:
                 self._unreadable = True
                 self._lost("record", str(error), oid)
-                if len(oid) == OID_LENGTH:
-                    tally.stored.add(unpack_uint64(oid))
+                tally.stored.update([unpack_uint64(oid)] if len(oid) == OID_LENGTH else [])
             if report.objects % FLUSH_EVERY == 0:
                 tally.flush()
                 self._progress("objects", report.objects)
@@ -289,11 +288,10 @@ class _Check:
                 self._wrong("total", f"{number} {what} are stored, and the total says {wrong[-1]}", None)
 
     def _meta(self) -> None:
-        version = self._tables[META].get(META_FORMAT)
+        stored, meta = self._tally.stored, self._tables[META]
+        version, row = meta.get(META_FORMAT), meta.get(META_NEXT_OID)
         if version != pack_uint64(FORMAT_VERSION):
             self._lost("meta", f"the table meta says format {version!r}")
-        stored = self._tally.stored
-        row = self._tables[META].get(META_NEXT_OID)
         if not stored or (row is not None and len(row) == OID_LENGTH and unpack_uint64(row) > stored.max()):
             return
         following = pack_uint64(min(max(stored.max() + 1, self._engine.next_oid), (1 << 64) - 1))
@@ -359,9 +357,9 @@ def check_engine(engine: Engine, *, repair: bool = False, progress: Progress | N
             raise engine.failed(error) from error
         finally:
             checking.close()
+    report.seconds = time.monotonic() - started
     if report.repaired:
         engine.make_durable()
-    report.seconds = time.monotonic() - started
     return report
 
 
