@@ -105,13 +105,13 @@ def main():
     for type, end in (("btree", "close"), ("hash", "close"), ("btree", "kill")):
         target = HERE / f"format-{FORMAT_VERSION}-{type}{'' if end == 'close' else '-not-closed'}.tar.gz"
         if target.exists():
-            print(f"{target.name} is there, and stays as it is")  # noqa: T201
+            print(f"{target.name} is there, and stays as it is")
             continue
         with tempfile.TemporaryDirectory() as path:
             subprocess.run([sys.executable, __file__, path, type, end], check=end == "close")
             archive(Path(path), target)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        print(f'    "{target.name}": "{digest}",  # {target.stat().st_size} bytes')  # noqa: T201
+        print(f'    "{target.name}": "{digest}",  # {target.stat().st_size} bytes')
 
 
 if __name__ == "__main__":
