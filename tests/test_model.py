@@ -27,7 +27,7 @@ from berkeleydb_storage.testing import commit, record_of
 from berkeleydb_storage.testing.records import ROOT, populate
 
 EXAMPLES, STEPS = 60, 40
-SLOW_EXAMPLES, SLOW_STEPS = 1500, 80
+SLOW_EXAMPLES, SLOW_STEPS = 500, 60
 MEMORY = Path("/dev/shm")
 """Where there is a file system in memory: what is copied there is what a killed process leaves behind, too."""
 
