@@ -312,8 +312,15 @@ class Directory:
                 shutil.copyfile(self.path / name, target / name)
 
     def sizes(self, tables: Iterable[str]) -> dict[str, int]:
-        """Return the bytes of the pages of each table, by the name of its file."""
-        return {name + TABLE_SUFFIX: files.noted_size(self.path / (name + TABLE_SUFFIX)) for name in tables}
+        """Return the bytes of the pages of each table, by the name of its file.
+
+        Raises:
+            DamagedError: one is gone.
+        """
+        try:
+            return {name + TABLE_SUFFIX: files.noted_size(self.path / (name + TABLE_SUFFIX)) for name in tables}
+        except FileNotFoundError as error:
+            raise DamagedError(f"{error.filename} is gone: restore the storage from a backup") from error
 
     def shortened(self, description: Description) -> list[Path]:
         """Return the tables that are shorter than what is noted. A transaction that was undone may do that, too."""

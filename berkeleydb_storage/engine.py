@@ -127,7 +127,7 @@ class Engine:
         self.closing = False
         self.last_commit = float("-inf")
         self._meta = environment.tables[META]
-        self._durable = durable
+        self.durable = durable
         self._flags = NO_SYNC if durable or not async_log_write else WRITE_NO_SYNC
         self._room = Room(environment.path)  # guarded by lock
         self._last_time = state.time  # guarded by lock
@@ -201,7 +201,10 @@ class Engine:
         if self.environment.writable:
             with Change(self, 0) as change:
                 self._meta.put(META_NEXT_OID, pack_uint64(until), txn=change.transaction)
-            self._flush("the reservation of oids")
+            try:
+                self.environment.flush()
+            except LIBRARY_ERRORS as error:
+                raise self.failed(error) from error
         self._reserved = until
         failpoints.reached("oids.reserved")
 
@@ -233,7 +236,7 @@ class Engine:
                 if not pending:
                     return True
                 self._apply(pending, size, origin)
-                if not self._durable:
+                if not self.durable:
                     return True
                 self._flushing.add(thread)
             self._flush("the commit")
@@ -272,7 +275,7 @@ class Engine:
         try:
             with self.lock:
                 self.require_open()
-                if not self._durable:
+                if not self.durable:
                     return
                 self._flushing.add(thread)
             self._flush("a transaction")

@@ -18,8 +18,9 @@ import ctypes
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -57,6 +58,9 @@ MUTEXES = 20_000
 SMOOTH_PAGES, SMOOTH_PAUSE = 64, 1000
 """A checkpoint rests this many microseconds after this many pages, so that commits get the disk in between."""
 
+_NO_FLUSH: int = 0x1000 if db.version()[:2] == (5, 3) else db.DB_PANIC_ENVIRONMENT
+"""What keeps an environment from writing pages when it is closed: DB_NOFLUSH of db.h, which the binding does not name.
+In other versions of the library it may have another value; stopping the environment does the same, but leaks memory."""
 _TRANSACTIONAL = db.DB_CREATE | db.DB_INIT_MPOOL | db.DB_INIT_LOG | db.DB_INIT_TXN | db.DB_PRIVATE | db.DB_THREAD
 _READING = db.DB_CREATE | db.DB_INIT_MPOOL | db.DB_PRIVATE | db.DB_THREAD
 
@@ -117,7 +121,7 @@ class Table(Protocol):
     def stat(self, flags: int = 0) -> dict[str, int]:
         """Return the library's numbers about the table."""
 
-    def close(self) -> None:
+    def close(self, flags: int = 0) -> None:
         """Free the handle."""
 
 
@@ -163,7 +167,16 @@ def _transactional(path: Path, cachesize: int, flags: int = 0) -> Any:
     environment = _configured(cachesize)
     environment.set_lg_max(LOG_FILE_SIZE)
     environment.set_lg_bsize(LOG_BUFFER)
-    environment.open(str(path), _TRANSACTIONAL | flags, MODE)
+    return _opened(environment, path, _TRANSACTIONAL | flags)
+
+
+def _opened(environment: Any, path: Path, flags: int) -> Any:
+    """Open an environment. A handle that is left to Python to free leaves an exception behind where that fails."""
+    try:
+        environment.open(str(path), flags, MODE)
+    except BaseException:
+        _quietly(environment.close)
+        raise
     return environment
 
 
@@ -193,9 +206,8 @@ def end_of_log(path: Path) -> int:
     """
     with scratch_directory(f"a copy of {path}") as scratch:
         shutil.copyfile(path, scratch / path.name)
-        environment = db.DBEnv()
         try:
-            environment.open(str(scratch), db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
+            environment = _opened(db.DBEnv(), scratch, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
         except (db.DBRunRecoveryError, db.DBInvalidArgError):
             return 0
         try:
@@ -233,20 +245,11 @@ class Environment:
         """Create the tables in an empty directory, let `fill` write their first rows, all in one transaction."""
         with explained(path):
             environment = _transactional(path, cachesize)
-            transaction = environment.txn_begin()
             tables: dict[str, Table] = {}
-            for name in TABLES:
-                method = db.DB_HASH if name == OBJECTS and type == "hash" else db.DB_BTREE
-                handle = db.DB(environment)
-                handle.set_pagesize(PAGE_SIZE)
-                handle.set_flags(db.DB_CHKSUM)
-                flags = db.DB_CREATE | db.DB_THREAD
-                handle.open(name + TABLE_SUFFIX, dbtype=method, flags=flags, mode=MODE, txn=transaction)
-                tables[name] = handle
-            fill(tables, transaction)
-            transaction.commit(db.DB_TXN_SYNC)
-            created = cls(path, environment, tables, writable=True)
-            created.checkpoint()
+            with _abandoning(tables, environment):
+                _create_tables(environment, tables, type, fill)
+                created = cls(path, environment, tables, writable=True)
+                created.checkpoint()
             return created
 
     @classmethod
@@ -260,21 +263,16 @@ class Environment:
     def read(cls, path: Path, cachesize: int) -> Environment:
         """Open an environment that was closed, without logs and transactions: nothing is written anywhere."""
         with explained(path):
-            environment = _configured(cachesize)
-            environment.open(str(path), _READING)
+            environment = _opened(_configured(cachesize), path, _READING)
             return cls._with_tables(path, environment, db.DB_RDONLY, writable=False)
 
     @classmethod
     def _with_tables(cls, path: Path, environment: Any, flags: int, *, writable: bool) -> Environment:
         tables: dict[str, Table] = {}
-        try:
+        with _abandoning(tables, environment):
             for name in TABLES:
-                handle = db.DB(environment)
+                tables[name] = handle = db.DB(environment)
                 handle.open(name + TABLE_SUFFIX, dbtype=db.DB_UNKNOWN, flags=flags | db.DB_THREAD)
-                tables[name] = handle
-        except BaseException:
-            _close_quietly([*tables.values(), environment])
-            raise
         return cls(path, environment, tables, writable=writable)
 
     def checkpoint(self) -> None:
@@ -326,7 +324,7 @@ class Environment:
         return cast("dict[str, int]", general)
 
     def close(self) -> None:
-        """Close the tables and the environment; write nothing that a recovery would not. Once only."""
+        """Close the tables and the environment, after a checkpoint. Once only."""
         with explained(self.path):
             for table in self.tables.values():
                 table.close()
@@ -338,16 +336,54 @@ class Environment:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
 
     def abandon(self) -> None:
-        """Free what can be freed after a failure, whatever state it is in."""
-        _close_quietly([*self.tables.values(), self._environment])
+        """Free what can be freed after a failure, whatever state it is in.
+
+        No page is written. The library would do that, and before its log, where the disk is too full for the log.
+        """
+        _abandon(self.tables.values(), self._environment)
 
 
-def _close_quietly(handles: list[Any]) -> None:
-    for handle in handles:
-        try:
-            handle.close()
-        except LIBRARY_ERRORS:
-            logger.debug("a handle could not be closed", exc_info=True)
+def _create_tables(
+    environment: Any, tables: dict[str, Table], type: str, fill: Callable[[dict[str, Table], Transaction], None]
+) -> None:
+    transaction = environment.txn_begin()
+    try:
+        for name in TABLES:
+            method = db.DB_HASH if name == OBJECTS and type == "hash" else db.DB_BTREE
+            tables[name] = handle = db.DB(environment)
+            handle.set_pagesize(PAGE_SIZE)
+            handle.set_flags(db.DB_CHKSUM)
+            flags = db.DB_CREATE | db.DB_THREAD
+            handle.open(name + TABLE_SUFFIX, dbtype=method, flags=flags, mode=MODE, txn=transaction)
+        fill(tables, transaction)
+        transaction.commit(db.DB_TXN_SYNC)
+    except BaseException:
+        _quietly(transaction.abort)
+        raise
+
+
+@contextmanager
+def _abandoning(tables: dict[str, Table], environment: Any) -> Iterator[None]:
+    """Close everything where the block fails."""
+    try:
+        yield
+    except BaseException:
+        _abandon(tables.values(), environment)
+        raise
+
+
+def _abandon(tables: Iterable[Table], environment: Any) -> None:
+    _quietly(partial(environment.set_flags, _NO_FLUSH, 1))
+    for table in tables:
+        _quietly(partial(table.close, db.DB_NOSYNC))
+    _quietly(environment.close)
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    try:
+        close()
+    except LIBRARY_ERRORS:
+        logger.debug("a handle could not be closed", exc_info=True)
 
 
 @contextmanager
@@ -357,7 +393,7 @@ def reading(table: Table) -> Iterator[Cursor]:
     try:
         yield cursor
     except BaseException:
-        _close_quietly([cursor])
+        _quietly(cursor.close)
         raise
     cursor.close()
 

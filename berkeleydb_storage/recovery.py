@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -29,7 +30,7 @@ from pathlib import Path
 from berkeleydb_storage import files
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import LIBRARY_ERRORS, TABLES, end_of_log, explain, run_recovery
-from berkeleydb_storage.errors import DamagedError, DiskFullError
+from berkeleydb_storage.errors import BerkeleyDBStorageError, DamagedError, DiskFullError
 from berkeleydb_storage.files import LOG_HEADER, PAGE_SIZE, TABLE_SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 CACHE_LIMIT = 4 << 30
 SMALLEST_RECORD = 64
 """Bytes of log that change a page, at the least."""
+ROOM = 32 << 20
+"""Bytes on the disk that are enough for a recovery."""
 REPORT_EVERY = 5.0
 """Seconds between two log lines while a recovery runs."""
 
@@ -95,12 +98,10 @@ def recover(path: Path, cachesize: int, reason: str) -> None:
         try:
             run_recovery(path, max(cachesize, _cache_for(path, log_bytes)))
         except LIBRARY_ERRORS as error:
-            if dropped is not None:
+            explained = _diagnosis(path, error)
+            if dropped is not None and isinstance(explained, DamagedError):
                 dropped.put_back()
-            explained = explain(error, path)
-            if isinstance(explained, DiskFullError):
-                raise explained from error
-            raise DamagedError(_diagnosis(path, error)) from error
+            raise explained from error
     _require_whole_tables(sizes)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
 
@@ -219,16 +220,31 @@ def _reporting(path: Path, started: float, log_bytes: int) -> Iterator[None]:
         reporter.join()
 
 
-def _diagnosis(path: Path, error: Exception) -> str:
-    for where in _table_files(path):
-        for page in files.bad_pages(where, zeros=True):
-            return f"page {page} of {where} is damaged, so that it cannot be recovered: restore from a backup ({error})"
-    for log, offset in _damaged_logs(path):
-        return f"{log} is damaged at offset {offset}: put an undamaged copy back, or restore from a backup ({error})"
-    return (
+def _diagnosis(path: Path, error: Exception) -> BerkeleyDBStorageError:
+    """Return what made a recovery fail; the library does not tell a full disk from damage then."""
+    explained = explain(error, path)
+    if isinstance(explained, DiskFullError):
+        return explained
+    if found := _damage(path):
+        return DamagedError(f"{found}, or restore from a backup ({error})")
+    if (free := shutil.disk_usage(path).free) < ROOM:
+        return DiskFullError(
+            f"{path} cannot be recovered while its disk has only {free:,} bytes free: free some ({error})"
+        )
+    return DamagedError(
         f"the tables in {path} do not fit to its log: one of its files was cut off, or is from another storage or "
         f"time: put the right one back, or restore from a backup ({error})"
     )
+
+
+def _damage(path: Path) -> str | None:
+    """Return what is damaged and what to do, None where there is nothing."""
+    for where in _table_files(path):
+        for page in files.bad_pages(where, zeros=True):
+            return f"page {page} of {where} is damaged, so that it cannot be recovered: put an undamaged copy back"
+    for log, offset in _damaged_logs(path):
+        return f"{log} is damaged at offset {offset}: put an undamaged copy back"
+    return None
 
 
 def _damaged_logs(path: Path) -> Iterator[tuple[Path, int]]:

@@ -349,7 +349,9 @@ class _Running:
         try:
             self._stop()
         except BaseException as error:
-            logger.warning("%s is left to be recovered at the next open: %r", self.opened.directory.path, error)
+            path, level = self.opened.directory.path, logging.WARNING if self.engine.durable else logging.ERROR
+            lost = "" if self.engine.durable else "; with durable=False, commits that are not in the files yet are lost"
+            logger.log(level, "%s is left to be recovered at the next open: %r%s", path, error, lost)
             self._abandon()
             if not isinstance(error, BerkeleyDBStorageError):
                 raise

@@ -389,7 +389,7 @@ def test_a_damaged_page_that_recovery_meets_is_refused(killed, table):
     flip(where, *range(PAGE_SIZE + 200, where.stat().st_size, PAGE_SIZE))
     first = next(bad_pages(where))
     killed.is_refused(
-        DamagedError, rf"page {first} of .*{table}\.db is damaged, so that it cannot be recovered: restore"
+        DamagedError, rf"page {first} of .*{table}\.db is damaged, so that it cannot be recovered: put an"
     )
 
 

@@ -11,7 +11,6 @@ from durus.connection import Connection
 from durus.error import ConflictError, ReadConflictError
 from durus.persistent_dict import PersistentDict
 from durus.serialize import split_oids, unpack_record
-
 from server_storages import EagerCheckpoints
 
 from berkeleydb_storage import GarbageManual, GarbageThread, StorageClosed
