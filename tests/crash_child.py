@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from crash_model import Writer, set_up
-from graphs import record
+from graphs import number, oid, record
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -88,6 +88,17 @@ def go_on(writer, commits):
     until = float("inf") if commits is None else writer.step + commits
     while writer.step < until:
         writer.next()
+
+
+def commit_many(report, path, options, objects):
+    """Store so many objects in one commit, of which nobody is told."""
+    with BerkeleyDBStorage(path, **policies("threads"), **options) as storage:
+        storage.begin()
+        for _ in range(objects):
+            key = number(storage.new_oid())
+            storage.store(oid(key), record(key, 0, data=b"x" * 200))
+        report("many")
+        storage.end()
 
 
 def open_and_close(report, path, options):

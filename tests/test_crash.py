@@ -19,6 +19,8 @@ LONGEST = 0.12
 """Seconds that a child lives at most."""
 MIGRATED = 1000
 """Objects of a migration."""
+MANY = 15_000
+"""Objects of a large commit."""
 LONG = 1500
 """Commits without a checkpoint that make a recovery take longer than `LONGEST`."""
 
@@ -96,6 +98,19 @@ def test_killed_while_it_works(tmp_path, children, name, mode):
         case.kill_at(name, count, how="inline", commits=60)
         case.survives()
     assert case.losing or case.history.lost == 0
+
+
+@pytest.mark.parametrize("name", ["commit.written", "commit.committed"])
+def test_killed_in_a_commit_that_is_larger_than_the_cache(tmp_path, children, name):
+    """Pages of it are in the tables, and the log files that a checkpoint could not remove are undone."""
+    case = Case(tmp_path / "storage", children, "async")
+    assert children.run("work", case.path, options=case.options, how="inline", commits=20) == 0
+    case.take_reports()
+    case.kill_at(name, 1, "commit_many", objects=MANY, settings=SETTINGS | {"engine.OID_BLOCK": 4096})
+    assert sum(path.stat().st_size for path in case.path.glob("log.*")) > 2 * case.options["cachesize"]
+    case.survives()
+    with BerkeleyDBStorage(case.path, **case.options) as storage:
+        assert (storage.get_size() > MANY) == (name == "commit.committed")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -33,37 +33,60 @@ def commit(storage, records):
     storage.end()
 
 
+OPTIONS = {
+    "the defaults": {},
+    "a cache of 1 MiB, without checkpoints": {"cachesize": 1 << 20, "checkpoint": CheckpointNever()},
+    "type hash": {"type": "hash"},
+}
+
+
 @pytest.mark.parametrize("length", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("options", [{}, {"cachesize": 1 << 20, "checkpoint": CheckpointNever()}, {"type": "hash"}])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_a_commit_of_many_objects(tmp_path, options, length, capsys):
-    with BerkeleyDBStorage(tmp_path, **options) as storage:
+    """In a process of its own, whose peak of memory is that of the records, the pending commit, and the cache."""
+    say(capsys, in_a_process(f"commit_many({str(tmp_path)!r}, {options!r}, {length})"))
+
+
+def commit_many(path, options, length):
+    with BerkeleyDBStorage(path, **OPTIONS[options]) as storage:
         records = chain(storage, length)
+        before = peak()
         started = time.monotonic()
         commit(storage, records)
-        seconds = time.monotonic() - started
+        seconds, after = time.monotonic() - started, peak()
         assert storage.get_size() == length
-    with BerkeleyDBStorage(tmp_path) as storage:
+    with BerkeleyDBStorage(path) as storage:
         for oid, record in records[:: max(1, length // 1000)]:
             assert storage.load(oid) == record
         report = storage.check()
         assert report.sound
         assert (report.objects, report.garbage) == (length, 0)
-    say(capsys, f"a commit of {length:,} objects with {options or 'the defaults'}: {seconds:.1f} s")
+    print(f"a commit of {length:,} objects with {options}: {seconds:.1f} s, peak {after:,} MiB, {before:,} before it")
+
+
+def peak():
+    """Return the most memory that this process had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def in_a_process(call):
+    """Run a function of this module in a process of its own; return what it printed."""
+    program = f"import sys; sys.path[:0] = {sys.path!r}; import test_large; test_large.{call}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.rstrip()
 
 
 @pytest.mark.parametrize("size", [100 << 20, pytest.param(GIB, marks=pytest.mark.slow)])
-def test_an_object_of_many_bytes(tmp_path, size):
+def test_an_object_of_many_bytes(tmp_path, size, capsys):
     """In a process of its own, whose peak of memory is that of the object, a few copies of it, and the cache."""
     needed = 8 * size
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < needed:
         pytest.skip(f"needs {needed >> 20:,} MB of memory")
-    program = f"import sys; sys.path[:0] = {sys.path!r}; from test_large import work; work({str(tmp_path)!r}, {size})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    say(capsys, in_a_process(f"store_large({str(tmp_path)!r}, {size})"))
 
 
-def work(path, size):
+def store_large(path, size):
     started = time.monotonic()
     with BerkeleyDBStorage(path) as storage:
         oid = storage.new_oid()
@@ -80,8 +103,7 @@ def work(path, size):
         storage.end()
         assert storage.check().sound
         assert unpack_uint64(storage.new_oid()) == 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"an object of {size >> 20:,} MiB: stored in {stored:.1f} s, loaded in {loaded:.1f} s, peak {peak:,} MiB")
+    print(f"an object of {size >> 20:,} MiB: stored in {stored:.1f} s, loaded in {loaded:.1f} s, peak {peak():,} MiB")
 
 
 @pytest.mark.parametrize("references", [100_000])
