@@ -16,7 +16,13 @@ from pathlib import Path
 from berkeleydb_storage import engine, failpoints, files
 from berkeleydb_storage.directory import CLOSED, CREATING, OPEN, Description, Directory
 from berkeleydb_storage.environment import LIBRARY, TABLES, Environment
-from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError, RecoveryNeeded, StorageNotFound
+from berkeleydb_storage.errors import (
+    BerkeleyDBStorageError,
+    DiskFullError,
+    OptionError,
+    RecoveryNeeded,
+    StorageNotFound,
+)
 from berkeleydb_storage.format import FORMAT_VERSION
 from berkeleydb_storage.options import Options
 from berkeleydb_storage.recovery import recover, recover_copy, rehearse
@@ -102,16 +108,13 @@ def _open(directory: Directory, description: Description, options: Options) -> O
     if not unclean:
         _mark(directory, OPEN)
         failpoints.reached("open.marked")
-    if unclean or options.do_recover:
-        failpoints.reached("recover.begin")
-        if shortened := directory.shortened(description):
-            rehearse(directory, options.cachesize, shortened)
-        recover(directory.path, options.cachesize, "was not closed" if unclean else "is to be recovered")
-        failpoints.reached("recover.done")
     try:
+        if unclean or options.do_recover:
+            _recover(directory, description, options, "was not closed" if unclean else "is to be recovered")
         environment = Environment.open(directory.path, options.cachesize)
     except BaseException:
-        directory.write(description)
+        if not unclean:
+            directory.write(description)
         raise
     try:
         if unclean:
@@ -122,6 +125,14 @@ def _open(directory: Directory, description: Description, options: Options) -> O
         environment.abandon()
         raise
     return Opened(directory, environment, description.type, unclean)
+
+
+def _recover(directory: Directory, description: Description, options: Options, reason: str) -> None:
+    failpoints.reached("recover.begin")
+    if shortened := directory.shortened(description):
+        rehearse(directory, options.cachesize, shortened)
+    recover(directory.path, options.cachesize, reason)
+    failpoints.reached("recover.done")
 
 
 def _recovery_needed(directory: Directory) -> RecoveryNeeded:
@@ -177,8 +188,7 @@ def close_storage(opened: Opened) -> None:
         environment.close()
         failpoints.reached("close.environment")
         if environment.writable:
-            _mark(directory, CLOSED)
-            failpoints.reached("close.marked")
+            _mark_closed(directory)
     except BaseException:
         environment.abandon()
         raise
@@ -186,6 +196,14 @@ def close_storage(opened: Opened) -> None:
         if opened.copy is not None:
             opened.copy.cleanup()
         directory.release()
+
+
+def _mark_closed(directory: Directory) -> None:
+    try:
+        _mark(directory, CLOSED)
+    except DiskFullError as error:
+        logger.warning("%s is whole, and recovered at the next open all the same: %s", directory.path, error)
+    failpoints.reached("close.marked")
 
 
 def abandon_storage(opened: Opened) -> None:

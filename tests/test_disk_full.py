@@ -286,6 +286,17 @@ def test_closing_and_opening_on_a_full_disk(disk, caplog, mode, leave):
     case.is_whole_again(recovered=True)
 
 
+def test_there_is_no_room_to_note_that_it_is_closed(disk, caplog, monkeypatch):
+    case = Case(disk)
+    case.commit(STEPS)
+    monkeypatch.setattr(failpoints, "hook", lambda name: name == "close.environment" and disk.fill())
+    case.storage.close()
+    monkeypatch.setattr(failpoints, "hook", None)
+    assert "is whole, and recovered at the next open all the same: no room on the disk" in caplog.text
+    disk.clear()
+    case.is_whole_again(recovered=True)
+
+
 def test_what_is_lost_when_the_buffer_finds_no_room_is_told(disk, caplog):
     case = Case(disk, "buffered")
     case.commit(STEPS)

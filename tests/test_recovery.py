@@ -18,6 +18,7 @@ from berkeleydb_storage import (
     LibraryMismatch,
     NewerFormat,
     RecoveryNeeded,
+    cli,
     environment,
     failpoints,
     recovery,
@@ -426,6 +427,14 @@ def damaged_page(example):
     return oids
 
 
+def test_a_damaged_first_page_is_refused(closed):
+    """The library looks at it when it opens the table, after the storage was marked as open."""
+    flip(closed.path / "journal.db", 100)
+    with pytest.raises(DamagedError, match=r"journal\.db is damaged"):
+        closed.open()
+    assert closed.description()["state"] == "closed"
+
+
 def load_all(storage, oids):
     for key in oids:
         storage.load(key)
@@ -487,6 +496,19 @@ def reads_right(example, right):
             sound = False
     storage.close()
     return sound
+
+
+def test_a_page_of_zeros_is_found_before_the_library_meets_it(closed, capsys):
+    """As a file system may leave it; the checksum does not tell, and a search that comes there never ends."""
+    where = closed.path / "objects.db"
+    contents = bytearray(where.read_bytes())
+    contents[PAGE_SIZE : 2 * PAGE_SIZE] = bytes(PAGE_SIZE)
+    where.write_bytes(contents)
+    assert list(bad_pages(where)) == [1]
+    before = closed.contents()
+    assert cli.main(["check", str(closed.path)]) == 1
+    assert f"page 1 of {where} is damaged" in capsys.readouterr().out
+    assert closed.contents() == before
 
 
 def test_flipped_bytes_in_logs_give_the_first_commits_or_an_error(killed, caplog):

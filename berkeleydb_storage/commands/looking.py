@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -56,12 +56,8 @@ class _Findings:
             description = directory.read()
             if description is None or not (description.state == CLOSED or self.count):
                 return
-            try:
+            with suppress(FileNotFoundError):  # opening it names what is missing
                 self.add(check_pages(directory.path, progress))
-            except FileNotFoundError:
-                if not self.count:
-                    raise
-            else:
                 self.pages = True
 
 
@@ -78,21 +74,29 @@ def _locked(path: str) -> Iterator[Directory]:
 def _check(arguments: argparse.Namespace, console: Console) -> int:
     found, started = _Findings(), time.monotonic()
     with console.progress() as progress:
-        try:
-            with inspection.open_gently(
-                arguments.directory,
-                read_only=arguments.read_only,
-                cachesize=arguments.cachesize,
-                repair=arguments.repair,
-            ) as storage:
-                progress.totals["objects"] = storage.get_size()
-                found.look_inside(storage, arguments.repair, progress)
-        except DamagedError as error:
-            found.add([Fault("page", str(error), repairable=False)])
         if arguments.pages:
+            found.look_at_files(arguments.directory, progress)
+        if not found.count:
+            _check_inside(arguments, found, progress)
+        if arguments.pages and not found.pages:
             found.look_at_files(arguments.directory, progress)
     _report(arguments, console, found, time.monotonic() - started)
     return 1 if found.count else 0
+
+
+def _check_inside(arguments: argparse.Namespace, found: _Findings, progress: Progress) -> None:
+    """Check what the files hold, if they are whole: in a page of zeros the library would search forever."""
+    try:
+        with inspection.open_gently(
+            arguments.directory,
+            read_only=arguments.read_only,
+            cachesize=arguments.cachesize,
+            repair=arguments.repair,
+        ) as storage:
+            progress.totals["objects"] = storage.get_size()
+            found.look_inside(storage, arguments.repair, progress)
+    except DamagedError as error:
+        found.add([Fault("page", str(error), repairable=False)])
 
 
 def _report(arguments: argparse.Namespace, console: Console, found: _Findings, seconds: float) -> None:
