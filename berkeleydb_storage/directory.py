@@ -110,6 +110,7 @@ class Directory:
         self._lock: int | None = None
         self._owner: int | None = None
         self._found = b""
+        self._in_doubt = False
         if not self.path.exists():
             raise StorageNotFound(f"{self.path} does not exist: create the directory first, for example with mkdir")
         if not self.path.is_dir():
@@ -260,6 +261,7 @@ class Directory:
             DiskFullError: there is no room for it; the old one is there.
         """
         fresh = self.path / FRESH
+        self._in_doubt = True
         try:
             with fresh.open("w") as file:
                 json.dump(asdict(description), file, indent=1)
@@ -268,6 +270,7 @@ class Directory:
                 os.fsync(file.fileno())
             fresh.replace(self.path / DESCRIPTION)
             self.sync()
+            self._in_doubt = False
         except OSError as error:
             raise self._explained(error) from error
 
@@ -287,7 +290,7 @@ class Directory:
         if current is None:
             raise DamagedError(f"{self.path / DESCRIPTION} is gone: restore it from a backup")
         changed = replace(current, **changes)  # type: ignore[arg-type]
-        if changed != current:
+        if changed != current or self._in_doubt:
             self.write(changed)
         return changed
 

@@ -204,7 +204,11 @@ class Engine:
             try:
                 self.environment.flush()
             except LIBRARY_ERRORS as error:
-                raise self.failed(error) from error
+                stopped = self.environment.distrust(error)
+                if stopped is None:
+                    raise self.failed(error) from error
+                self.refuse(stopped)
+                raise stopped from error
         self._reserved = until
         failpoints.reached("oids.reserved")
 
@@ -293,9 +297,12 @@ class Engine:
         try:
             self.environment.flush()
         except LIBRARY_ERRORS as error:
-            raise CommitInDoubt(
-                f"{what} was applied, and could not be brought to the disk: {explain(error, self.environment.path)}"
-            ) from error
+            stopped = self.environment.distrust(error)
+            if stopped is not None:
+                with self.lock:
+                    self.refuse(stopped)
+            reason = stopped or explain(error, self.environment.path)
+            raise CommitInDoubt(f"{what} was applied, and could not be brought to the disk: {reason}") from error
 
     def stop(self) -> None:
         """Let the commits under way finish, give back the oids that were not handed out, and refuse all that follows.

@@ -15,6 +15,7 @@ Flags and their meaning: Berkeley DB 5.3's C API reference for DB_ENV->open, DB-
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import shutil
 import tempfile
@@ -48,6 +49,8 @@ LIBRARY_ERRORS: tuple[type[Exception], ...] = (db.DBError, MemoryError)
 NO_SYNC: int = db.DB_TXN_NOSYNC
 WRITE_NO_SYNC: int = db.DB_TXN_WRITE_NOSYNC
 
+PLENTY = 8 << 20
+"""Bytes that a disk has not, if a write fails for want of room."""
 MODE = 0o644
 """Of the files, less what the umask takes away: as those that Python makes, so that others may be let read them."""
 LOG_FILE_SIZE = 16 << 20
@@ -130,7 +133,7 @@ def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
     text = str(error.args[-1]) if error.args else str(error)
     if isinstance(error, MemoryError) and not error.args:
         return BerkeleyDBStorageError(f"out of memory, using {path}")
-    if isinstance(error, (db.DBNoSpaceError, MemoryError)):
+    if isinstance(error, (db.DBNoSpaceError, MemoryError)) or error.args[:1] == (errno.EDQUOT,):
         return DiskFullError(f"no room on the disk of {path}: free some, then go on ({text})")
     if isinstance(error, (db.DBAccessError, db.DBPermissionsError)):
         return BerkeleyDBStorageError(f"a file in {path} may not be accessed: mend its permissions ({text})")
@@ -280,9 +283,28 @@ class Environment:
 
         Raises:
             DiskFullError: there is no room; nothing is lost, it can be tried again.
+            DamagedError: the disk failed, and the environment was stopped.
         """
-        with explained(self.path):
+        try:
             self._environment.txn_checkpoint(0, 0, db.DB_FORCE)
+        except LIBRARY_ERRORS as error:
+            raise self.distrust(error) or explain(error, self.path) from error
+
+    def distrust(self, error: Exception) -> DamagedError | None:
+        """Stop the environment if what failed may have been a sync, and return what to say then.
+
+        After a failed sync the system forgets what it could not write, and the next one succeeds without it: a commit
+        would be acknowledged that is not on the disk. Only a write that finds no room may be tried again.
+        """
+        number = error.args[0] if isinstance(error, db.DBError) and error.args else 0
+        full = number in (errno.ENOSPC, errno.EDQUOT) and shutil.disk_usage(self.path).free < PLENTY
+        if not isinstance(number, int) or number <= 0 or (full and "fsync" not in str(error)):
+            return None
+        _quietly(partial(self._environment.set_flags, db.DB_PANIC_ENVIRONMENT, 1))
+        return DamagedError(
+            f"the disk of {self.path} did not take what was written ({error.args[-1]}), so nothing is acknowledged "
+            "any more: look after the disk, then close the storage and open it again, which recovers what is there"
+        )
 
     def last_checkpoint(self) -> tuple[int, int]:
         """Return where the record of the last checkpoint is: the number of its log file, and the offset in it."""
