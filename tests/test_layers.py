@@ -19,11 +19,11 @@ refcounts journal checkpoint recovery tally upgrade
 change
 engine
 garbage.collector garbage migration check opening session
-storage export
+storage export reachability
 inspection sources
 commands.console
 commands.command
-commands.looking commands.moving commands.packing
+commands.looking commands.moving commands.packing commands.why
 commands
 cli
 __main__

@@ -69,7 +69,9 @@ def size(text: str) -> int:
 
 
 def oid(text: str) -> int:
-    """Return the number of an object."""
-    if not text.isdecimal() or int(text) >= 1 << 64:
+    """Return the number of an object, given as a decimal number or, such as "0xff", a hexadecimal one."""
+    found = re.fullmatch(r"(\d+)|0x([0-9a-f]+)", text.lower())
+    number = -1 if found is None else int(found[1]) if found[1] else int(found[2], 16)
+    if not 0 <= number < 1 << 64:
         raise argparse.ArgumentTypeError(f"{text!r} is not the number of an object")
-    return int(text)
+    return number
