@@ -40,6 +40,8 @@ ATTEMPTS = 5
 """Searches, if commits take away again and again what was found."""
 LISTED = 10
 """Referrers of an object of garbage that are named."""
+SEARCHING, RETURNING, READING, REFERRERS = ("searching", "going back", "reading the path", "looking for referrers")
+"""What `progress` is told that is being done."""
 SMALL = 64
 """Objects in a level from which on a bitmap takes less memory than their oids."""
 
@@ -205,7 +207,7 @@ class _Search:
     def _expand(self, level: BitMap64, sought: set[bytes]) -> BitMap64:
         """Return what a level refers to and was not reached before; take that out of `sought`, end when it is empty."""
         reached, fresh = self._reached, BitMap64()
-        for oid, record in self._records(map(pack_uint64, level), "searching"):
+        for oid, record in self._records(map(pack_uint64, level), SEARCHING):
             if not sought:
                 break
             for ref in self._references(oid, record):
@@ -228,7 +230,7 @@ class _Search:
             here = {oid for oid in wanted if unpack_uint64(oid) in level}
             if not here:
                 continue
-            for oid, record in self._records(map(pack_uint64, _expanded(self._levels[-1])), "going back"):
+            for oid, record in self._records(map(pack_uint64, _expanded(self._levels[-1])), RETURNING):
                 found = here.intersection(self._references(oid, record))
                 if found:
                     parents.update(dict.fromkeys(found, oid))
@@ -247,7 +249,7 @@ class _Search:
                 return ()
             path.append(parents[path[-1]])
         path.reverse()
-        nodes = tuple(_node(oid, record) for oid, record in self._records(path, "reading the path"))
+        nodes = tuple(_node(oid, record) for oid, record in self._records(path, READING))
         return nodes if len(nodes) == len(path) and self._holds(path) else ()
 
     def _holds(self, path: Sequence[bytes]) -> bool:
@@ -267,7 +269,7 @@ class _Search:
         missed = {oid: min(told.count, LISTED) for oid, told in garbage.items() if told.count}
         found: dict[bytes, list[Node]] = {oid: [] for oid in garbage}
         rows = self._session.gen_oid_record(batch_size=BATCH) if missed else iter(())
-        for oid, record in self._counted(rows, "looking for referrers"):
+        for oid, record in self._counted(rows, REFERRERS):
             refs = () if unpack_uint64(oid) in self._reached else missed.keys() & _readable_references(oid, record)
             for ref in refs:
                 with self._engine.lock:

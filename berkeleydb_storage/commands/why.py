@@ -9,15 +9,17 @@ from typing import Any
 
 from berkeleydb_storage.commands.command import Command, add_directory, oid
 from berkeleydb_storage.commands.console import Console
-from berkeleydb_storage.reachability import Node, Why, why
+from berkeleydb_storage.reachability import REFERRERS, SEARCHING, Node, Why, why
 from berkeleydb_storage.storage import BerkeleyDBStorage
 
 
 def _why(arguments: argparse.Namespace, console: Console) -> int:
-    with BerkeleyDBStorage(arguments.directory, read_only=True, cachesize=arguments.cachesize) as storage:
-        total = {"searching": storage.get_size(), "looking for referrers": storage.get_size()}
-        with console.progress(**total) as progress:
-            answers = why(storage, arguments.oid, progress)
+    with (
+        BerkeleyDBStorage(arguments.directory, read_only=True, cachesize=arguments.cachesize) as storage,
+        console.progress() as progress,
+    ):
+        progress.totals.update({SEARCHING: storage.get_size(), REFERRERS: storage.get_size()})
+        answers = why(storage, arguments.oid, progress)
     values = {"directory": arguments.directory, "objects": [_values(answer) for answer in answers]}
     console.result(values, "\n".join(line for answer in answers for line in _lines(answer)), essential=True)
     return 0 if all(answer.reachable for answer in answers) else 1
