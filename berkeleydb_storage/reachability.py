@@ -149,7 +149,6 @@ class _Search:
     def answer(self, oids: Sequence[bytes]) -> dict[bytes, Why]:
         """Return the answers for these objects; none for one whose path a commit broke."""
         with self._engine.lock:
-            self._engine.require_open()
             self._engine.require_idle()
             answers = {oid: told for oid in oids if (told := self._condemned(oid)).node.since is not None}
         sought = [oid for oid in oids if oid not in answers]
@@ -221,10 +220,10 @@ class _Search:
     def _ascend(self, oids: Iterable[bytes]) -> dict[bytes, bytes]:
         """Go back from the last level to the root; return for each object the one by which it was reached.
 
-        An object that was changed is in several levels. It counts in the lowest of them in which another one led to
-        it; so whenever it leads to something itself, what led to it is looked for in the levels below.
+        An object that was changed is in several levels. Where it leads to something, what led to it is looked for in
+        the levels below, even if that was found before: so the parents never form a cycle.
         """
-        wanted, parents = set(oids) - {ROOT_OID}, dict[bytes, bytes]()
+        wanted, parents = set(oids), dict[bytes, bytes]()
         while wanted and len(self._levels) > 1:
             level = _expanded(self._levels.pop())
             here = {oid for oid in wanted if unpack_uint64(oid) in level}
@@ -235,8 +234,8 @@ class _Search:
                 if found:
                     parents.update(dict.fromkeys(found, oid))
                     parents.pop(oid, None)
-                    wanted = (wanted - found) | ({oid} - {ROOT_OID})
-                    here = here - found - {oid}
+                    wanted = (wanted - found) | {oid}
+                    here = here - found
                 if not here:
                     break
         return parents
@@ -250,7 +249,7 @@ class _Search:
             path.append(parents[path[-1]])
         path.reverse()
         nodes = tuple(_node(oid, record) for oid, record in self._records(path, READING))
-        return nodes if len(nodes) == len(path) and self._holds(path) else ()
+        return nodes if self._holds(path) else ()
 
     def _holds(self, path: Sequence[bytes]) -> bool:
         """Tell whether each object of a path refers to the next at this moment: those that were changed may not."""
@@ -259,7 +258,7 @@ class _Search:
             changed = {pack_uint64(number) for number in numbers & self._changed}
             links = [(oid, following) for oid, following in pairwise(path) if oid in changed] if changed else []
             records = self._get(oid for oid, _ in links)
-            return self._get(path[-1:]) != [None] and all(
+            return all(
                 record is not None and following in self._references(oid, record)
                 for (oid, following), record in zip(links, records, strict=True)
             )
