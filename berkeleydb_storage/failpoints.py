@@ -38,6 +38,10 @@ NAMES: tuple[str, ...] = (
 )
 
 hook: Callable[[str], None] | None = None
+    "compact.begun",
+    "compact.merged",
+    "compact.returned",
+    "compact.done",
 """Called with the name of each point that is reached. Set it only in tests, before the storage is opened."""
 
 

@@ -20,7 +20,9 @@ LOG_HEADER = struct.Struct("=III")
 """Offset of the previous record, length of this one with its header, checksum."""
 META_SIZE = 512
 META_CHECKSUM = 492
+META_FREE = 28
 META_LAST_PAGE = 32
+NEXT_PAGE = 16
 PAGE_CHECKSUM = 28
 PAGE_TYPE = 25
 HASH_META, BTREE_META = 8, 9
@@ -109,7 +111,25 @@ def noted_size(path: Path) -> int:
 def _pages(path: Path) -> int:
     with path.open("rb") as file:
         first = file.read(META_SIZE).ljust(META_SIZE, b"\0")
-    return int.from_bytes(first[META_LAST_PAGE : META_LAST_PAGE + 4], sys.byteorder) + 1
+    return _word(first, META_LAST_PAGE) + 1
+
+
+def free_pages(path: Path, limit: int) -> int:
+    """Return how many pages are in the list of free ones, as far as the file tells; at most `limit`."""
+    found = 0
+    with path.open("rb", buffering=0) as file:
+        number = _word(os.pread(file.fileno(), META_SIZE, 0), META_FREE)
+        while number and found < limit:
+            page = os.pread(file.fileno(), PAGE_TYPE + 1, number * PAGE_SIZE)
+            if len(page) <= PAGE_TYPE or page[PAGE_TYPE]:
+                break
+            found += 1
+            number = _word(page, NEXT_PAGE)
+    return found
+
+
+def _word(data: bytes, where: int) -> int:
+    return int.from_bytes(data[where : where + 4], sys.byteorder)
 
 
 def bad_pages(path: Path, *, start: int = 0, zeros: bool = False) -> Iterator[int]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from berkeleydb_storage import check, failpoints, migration
+from berkeleydb_storage import check, compaction, failpoints, migration
 from berkeleydb_storage.checkpoint import Checkpointer, CheckpointThread, checkpoint_interface
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS, explain
@@ -221,6 +221,33 @@ class BerkeleyDBStorage(Session):
         """Fill this empty storage with the records of another one; streams, and verifies at the end.
 
         Interrupted or failed, it leaves the storage empty; killed, it is emptied at the next open.
+
+    def compact(
+        self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD
+    ) -> int:
+        """Return the room of deleted objects to the file system; commits go on between the steps.
+
+        Any thread may call it. It takes about 7 seconds for 1,000,000 objects of which half were deleted, and makes
+        checkpoints. A step holds up others for about `hold` seconds, and then rests for as long. It holds them up for
+        longer where more pages are free than a quarter of the cache holds: 10 microseconds for each of them.
+
+        Args:
+            progress: called between the steps with what is being done and how many pages were given back by that;
+                what it raises ends the work.
+            hold: seconds that a step is to take; default 0.003. Longer ones are fewer, and faster in all.
+
+        Returns:
+            Bytes that were given back.
+
+        Raises:
+            ReadOnlyError: it was opened read-only.
+            DiskFullError: there is no room for the log that it takes; what was given back is.
+            CommitRefused: a migration is under way.
+            DamagedError, StorageClosed: it cannot go on; nothing is lost.
+        """
+        if self._running.checkpointer is None:
+            raise ReadOnlyError(f"{self.get_filename()} was opened read-only: it cannot be compacted")
+        return compaction.run(self._engine, self._running.checkpointer, progress or _silent, hold=hold)
 
         Args:
             records: (oid, record) of every object once, in any order, such as ``source.gen_oid_record()``.

@@ -18,7 +18,9 @@ records directory environment
 refcounts journal checkpoint recovery tally upgrade
 change
 engine
-garbage.collector garbage migration check opening session
+garbage.cycles garbage.marking
+garbage.deletion garbage.suspicion
+garbage.collector garbage migration check opening session compaction
 storage export reachability
 inspection sources
 commands.console

@@ -4,9 +4,9 @@ from berkeleydb_storage.commands.command import Command
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.commands.looking import CENSUS, CHECK, STAT
 from berkeleydb_storage.commands.moving import DUMP, EXPORT, LOAD, MIGRATE
-from berkeleydb_storage.commands.packing import PACK
+from berkeleydb_storage.commands.packing import COMPACT, PACK
 from berkeleydb_storage.commands.why import WHY
 
-ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK)
+ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK, COMPACT)
 
 __all__ = ["ALL", "Command", "Console"]

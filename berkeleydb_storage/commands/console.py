@@ -110,10 +110,10 @@ class Console:
         logger.removeHandler(self._handler)
         logger.setLevel(self._before)
 
-    def progress(self, *, hidden: bool = False, **totals: int) -> Progress:
+    def progress(self, *, hidden: bool = False, unit: str = "objects", **totals: int) -> Progress:
         """Return a new progress, shown on standard error."""
         stream = None if hidden or self.quiet else sys.stderr
-        return Progress(stream, totals, poll=self.interrupts.poll)
+        return Progress(stream, totals, unit=unit, poll=self.interrupts.poll)
 
     def result(self, values: Mapping[str, Any], text: str, *, essential: bool = False) -> None:
         """Print the result of a command: as JSON, or in words, which --quiet suppresses unless it is `essential`."""
