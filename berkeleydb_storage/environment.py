@@ -378,11 +378,6 @@ class Environment:
             general, _files = self._environment.memp_stat()
         return cast("dict[str, int]", general)
 
-    def close(self) -> None:
-        """Close the tables and the environment, after a checkpoint. Once only."""
-        with explained(self.path):
-            for table in self.tables.values():
-                table.close()
     def extent(self, name: str) -> Extent:
         """Return how large a table is, in microseconds."""
         numbers = self.tables[name].stat(db.DB_FAST_STAT)
@@ -416,6 +411,11 @@ class Environment:
         done = self.tables[name].compact(start=start, stop=stop, flags=how, compact_fillpercent=fill)
         return Compacted(done["pages_free"], done["pages_truncated"])
 
+    def close(self) -> None:
+        """Close the tables and the environment, after a checkpoint. Once only."""
+        with explained(self.path):
+            for table in self.tables.values():
+                table.close()
             self._environment.close()
 
     def disown(self) -> None:
