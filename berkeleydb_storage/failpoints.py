@@ -27,6 +27,10 @@ NAMES: tuple[str, ...] = (
     "checkpoint.done",
     "checkpoint.logs-noted",
     "checkpoint.logs-removed",
+    "compact.begun",
+    "compact.merged",
+    "compact.returned",
+    "compact.done",
     "migrate.begun",
     "migrate.batch",
     "migrate.counted",
@@ -38,10 +42,6 @@ NAMES: tuple[str, ...] = (
 )
 
 hook: Callable[[str], None] | None = None
-    "compact.begun",
-    "compact.merged",
-    "compact.returned",
-    "compact.done",
 """Called with the name of each point that is reached. Set it only in tests, before the storage is opened."""
 
 

@@ -215,16 +215,7 @@ class BerkeleyDBStorage(Session):
             raise ReadOnlyError(f"{self.get_filename()} was opened read-only: there is nothing to checkpoint")
         self._running.checkpointer.checkpoint()
 
-    def migrate(
-        self, records: Iterable[tuple[bytes, bytes]], progress: Callable[[str, int], None] | None = None
-    ) -> int:
-        """Fill this empty storage with the records of another one; streams, and verifies at the end.
-
-        Interrupted or failed, it leaves the storage empty; killed, it is emptied at the next open.
-
-    def compact(
-        self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD
-    ) -> int:
+    def compact(self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD) -> int:
         """Return the room of deleted objects to the file system; commits go on between the steps.
 
         Any thread may call it. It takes about 7 seconds for 1,000,000 objects of which half were deleted, and makes
@@ -248,6 +239,13 @@ class BerkeleyDBStorage(Session):
         if self._running.checkpointer is None:
             raise ReadOnlyError(f"{self.get_filename()} was opened read-only: it cannot be compacted")
         return compaction.run(self._engine, self._running.checkpointer, progress or _silent, hold=hold)
+
+    def migrate(
+        self, records: Iterable[tuple[bytes, bytes]], progress: Callable[[str, int], None] | None = None
+    ) -> int:
+        """Fill this empty storage with the records of another one; streams, and verifies at the end.
+
+        Interrupted or failed, it leaves the storage empty; killed, it is emptied at the next open.
 
         Args:
             records: (oid, record) of every object once, in any order, such as ``source.gen_oid_record()``.

@@ -18,8 +18,6 @@ records directory environment
 refcounts journal checkpoint recovery tally upgrade
 change
 engine
-garbage.cycles garbage.marking
-garbage.deletion garbage.suspicion
 garbage.collector garbage migration check opening session compaction
 storage export reachability
 inspection sources
