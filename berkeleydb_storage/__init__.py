@@ -32,10 +32,11 @@ from berkeleydb_storage.errors import (
     StorageNotEmpty,
     StorageNotFound,
 )
-from berkeleydb_storage.garbage.collector import Collected
+from berkeleydb_storage.garbage.collector import Collected, Packing
 from berkeleydb_storage.garbage.policy import (
     GarbageInline,
     GarbageManual,
+    GarbageNightly,
     GarbageNumbers,
     GarbageThread,
     garbage_collection_interface,
@@ -60,6 +61,7 @@ __all__ = [
     "Fault",
     "GarbageInline",
     "GarbageManual",
+    "GarbageNightly",
     "GarbageNumbers",
     "GarbageThread",
     "LibraryMismatch",
@@ -67,6 +69,7 @@ __all__ = [
     "NewerFormat",
     "NotAStorage",
     "OptionError",
+    "Packing",
     "ReadOnlyError",
     "RecoveryNeeded",
     "Report",

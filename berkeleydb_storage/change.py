@@ -5,6 +5,7 @@ The caller holds the engine's mutex from the beginning to the end. Killed before
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ class Change:
         "born",
         "changes",
         "deleted",
+        "dooms",
         "ended",
         "now",
         "origin",
@@ -48,6 +50,7 @@ class Change:
         self.stored: list[bytes] = []
         self.deleted: list[bytes] = []
         self.touched = False
+        self.dooms = False
         self.ended = False
         self.origin: Listener | None = None
 
@@ -128,8 +131,24 @@ class Change:
         self.stored.append(oid)
 
     def settle(self) -> list[bytes]:
-        """Apply the changes of the counts; return the objects that are referred to and do not exist."""
-        return self._engine.counts.settle(self.changes, self.born, self.now, self.transaction)
+        """Apply the changes of the counts.
+
+        Returns:
+            The objects that are referred to and do not exist, or that are stored or referred to and doomed. If there
+            are any, undo the transaction.
+        """
+        engine = self._engine
+        if engine.doomed.closed and (doomed := engine.doomed.among(self.touches())):
+            return doomed
+        return engine.counts.settle(self.changes, self.born, self.now, self.transaction)
+
+    def touches(self) -> set[bytes]:
+        """Return what it stored and deleted, and what those objects referred to or do now."""
+        return {*self.changes, *self.stored, *self.deleted}
+
+    def touch(self, oids: Iterable[bytes]) -> None:
+        """Note that a record that refers to these objects is stored or deleted; counts are the caller's business."""
+        self.changes.update(dict.fromkeys(oids, 0))
 
     def delete(self, oid: bytes) -> bytes:
         """Delete an object without referrers and its count; return its record."""

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from berkeleydb_storage import files
 from berkeleydb_storage.change import Change
-from berkeleydb_storage.engine import META_FORMAT, META_NEXT_OID, Engine
+from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import (
     GARBAGE,
     JOURNAL,
@@ -38,17 +38,25 @@ from berkeleydb_storage.environment import (
 )
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
+    ACQUITTED,
     FORMAT_VERSION,
+    META_FORMAT,
+    META_NEXT_OID,
     OID_LENGTH,
+    PENDING,
     ROOT_OID,
+    UNSETTLED,
     State,
+    Suspect,
     pack_condemned,
     pack_count,
     pack_garbage_key,
+    pack_suspect,
     pack_uint64,
     unpack_count,
     unpack_garbage_key,
     unpack_journal,
+    unpack_suspect,
     unpack_uint64,
 )
 from berkeleydb_storage.tally import Tally
@@ -125,6 +133,7 @@ class _Check:
         self._now = engine.tick()
         self._unreadable = False
         self._suspected = 0
+        self._doomed = engine.doomed.closed
         self.report = Report()
 
     def close(self) -> None:
@@ -133,7 +142,7 @@ class _Check:
 
     def run(self) -> None:
         self._records()
-        self._zero = self._tally.garbage()
+        self._zero = self._tally.garbage() - self._doomed
         self._dangling()
         self._counts()
         self._queue()
@@ -166,12 +175,15 @@ class _Check:
     def _is_stored(self, oid: bytes) -> bool:
         return len(oid) == OID_LENGTH and unpack_uint64(oid) in self._tally.stored
 
+    def _is_doomed(self, oid: bytes) -> bool:
+        return bool(self._doomed) and len(oid) == OID_LENGTH and unpack_uint64(oid) in self._doomed
+
     def _records(self) -> None:
         tally, report = self._tally, self.report
         for oid, record in rows(self._engine.objects):
             report.objects += 1
             try:
-                tally.add(oid, record)
+                tally.add(oid, record, self._doomed if self._is_doomed(oid) else ())
             except ValueError as error:
                 self._unreadable = True
                 self._lost("record", str(error), oid)
@@ -187,7 +199,9 @@ class _Check:
     def _dangling(self) -> None:
         if not self._tally.stored:
             return
-        for number in self._tally.referenced - self._tally.stored:
+        for number in self._tally.referenced & self._doomed:
+            self._lost("dangling", f"object {number} is being deleted, and is referred to", pack_uint64(number))
+        for number in self._tally.referenced - self._tally.stored - self._doomed:
             oid = pack_uint64(number)
             what = "the root does not exist" if oid == ROOT_OID else f"object {number} does not exist"
             self._lost("dangling", f"{what}, and is referred to", oid)
@@ -196,6 +210,8 @@ class _Check:
         """Compare every count that is noted with the one that was found, and look whether one is not noted."""
         noted = self._tables[REFCOUNTS]
         for number, (oid, row) in enumerate(rows(noted)):
+            if self._is_doomed(oid):
+                continue
             if self._is_stored(oid):
                 self._count(oid, row)
             else:
@@ -239,6 +255,8 @@ class _Check:
             except ValueError as error:
                 self._wrong("queue", str(error), None, _Mend(GARBAGE, key, None))
                 continue
+            if self._is_doomed(oid):
+                continue
             if unpack_uint64(oid) not in self._zero or self._tables[REFCOUNTS].get(oid) != pack_condemned(since):
                 message = f"{describe(oid)} is in the garbage queue since {since} and must not be"
                 self._wrong("queue", message, oid, _Mend(GARBAGE, key, None))
@@ -249,9 +267,9 @@ class _Check:
             if not self._is_stored(oid):
                 message = f"{describe(oid)} is a suspect and does not exist"
                 self._wrong("suspect", message, oid, _Mend(SUSPECTS, oid, None))
-            elif len(row) != len(pack_uint64(0)):
-                message = f"{describe(oid)} is a suspect since a time of {len(row)} bytes"
-                self._wrong("suspect", message, oid, _Mend(SUSPECTS, oid, pack_uint64(self._now)))
+            elif (fault := _fault_of_suspect(row)) is not None:
+                mend = pack_suspect(Suspect(self._now, 0, PENDING))
+                self._wrong("suspect", f"{describe(oid)}: {fault}", oid, _Mend(SUSPECTS, oid, mend))
 
     def _journal(self) -> None:
         """Look for what is missing or malformed in the journal. The mend is to forget all that came before it."""
@@ -332,6 +350,15 @@ def read_count(row: bytes | None) -> tuple[int, int]:
     if row != (pack_count(count) if count else pack_condemned(since)):
         raise ValueError(f"a reference count row of {len(row)} bytes for a count of {count}")
     return count, since
+
+
+def _fault_of_suspect(row: bytes) -> str | None:
+    """Return what is wrong with the row of a suspect, None where nothing is."""
+    try:
+        state = unpack_suspect(row).state
+    except ValueError as error:
+        return str(error)
+    return None if state in (PENDING, ACQUITTED, UNSETTLED) else f"a suspect in a state {state}"
 
 
 def check_engine(engine: Engine, *, repair: bool = False, progress: Progress | None = None) -> Report:

@@ -22,13 +22,14 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import NamedTuple
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.checkpoint import LOG_BYTES, Checkpointer
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import CUT, GIVE_BACK, LIBRARY_ERRORS, MERGE, TABLES, Compacted, reading
-from berkeleydb_storage.errors import ReadOnlyError, StorageClosed
+from berkeleydb_storage.errors import OptionError, ReadOnlyError, StorageClosed
 from berkeleydb_storage.files import PAGE_SIZE
 
 HOLD = 0.003
@@ -59,7 +60,7 @@ EASY = 10e-6
 ROOM_SHARE = 2
 """A page that a step goes through takes a half (1/2) of its size, times what `Room` allows for: 4 of 6 KB measured."""
 SMALL = 64
-"""Pages of a table that is compacted in one step."""
+"""Pages of a table that is compacted in three steps; so few free ones are always worth the library's looking at them."""
 
 Progress = Callable[[str, int], None]
 
@@ -105,7 +106,7 @@ def run(engine: Engine, checkpointer: Checkpointer, progress: Progress, *, hold:
                 table, before = step.table, returned
             returned += step.returned
             progress(f"compacting {table}", (returned - before) // PAGE_SIZE)
-            if checkpointer.numbers().log_bytes >= LOG_BYTES:
+            if _log_bytes(engine, checkpointer) >= LOG_BYTES:
                 checkpointer.checkpoint()
             else:
                 time.sleep(step.seconds)
@@ -131,14 +132,23 @@ def compact(engine: Engine, *, hold: float = HOLD, merge: bool = True) -> Steps:
         What the step did.
 
     Raises:
+        OptionError: `hold` is not positive.
         StorageClosed, ReadOnlyError: it may not be written to.
         CommitRefused: something is done exclusively, such as a migration.
         DiskFullError: there is no room for the log of a step; nothing is lost.
         DamagedError: a page cannot be read, or the library has stopped.
     """
+    if not 0 < hold < inf:
+        raise OptionError(f"hold is a positive number of seconds, not {hold!r}")
     for name in TABLES:
         yield from _Compaction(engine, name, hold).steps(merge)
     failpoints.reached("compact.done")
+
+
+def _log_bytes(engine: Engine, checkpointer: Checkpointer) -> int:
+    with engine.lock:
+        engine.require_open()
+        return checkpointer.numbers().log_bytes
 
 
 def _require_writable(engine: Engine) -> None:
@@ -170,19 +180,21 @@ class _Compaction:
         self._name = name
         self._rows = engine.environment.tables[name]
         self._merging, self._giving = _Pace(hold), _Pace(hold)
-        cache = self._environment.cache_statistics()
-        cached = ((cache["gbytes"] << 30) + cache["bytes"]) // PAGE_SIZE
-        self._most = max(min(int(hold / CACHED), cached // CACHE_SHARE), int(hold / READ))
+        self._hold = hold
         self._filling = True
         self._held = 0.0
-        self._length = self._above = self._returned = 0
-        self._free = self._environment.free_pages(name, COUNTED)
+        self._length = self._above = self._returned = self._most = 0
+        self._free = 0
         """An estimate: others use and free pages between the steps."""
 
     def steps(self, merge: bool) -> Steps:
         """Compact the table."""
         with self._holding():
             extent = self._environment.extent(self._name)
+            cache = self._environment.cache_statistics()
+        cached = ((cache["gbytes"] << 30) + cache["bytes"]) // PAGE_SIZE // CACHE_SHARE
+        self._most = max(min(int(self._hold / CACHED), cached), int(self._hold / READ), SMALL)
+        self._free = self._environment.free_pages(self._name, COUNTED)
         if extent.buckets:
             yield from self._hash(merge)
         elif not (merge or self._free):

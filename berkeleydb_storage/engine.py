@@ -29,6 +29,7 @@ from pyroaring import BitMap64
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
+from berkeleydb_storage.doomed import Doomed
 from berkeleydb_storage.environment import (
     LIBRARY_ERRORS,
     META,
@@ -54,6 +55,9 @@ from berkeleydb_storage.errors import (
 )
 from berkeleydb_storage.format import (
     FORMAT_VERSION,
+    META_FORMAT,
+    META_NEXT_OID,
+    META_PACKED,
     ROOT_OID,
     State,
     pack_uint64,
@@ -62,6 +66,7 @@ from berkeleydb_storage.format import (
 from berkeleydb_storage.journal import Journal
 from berkeleydb_storage.refcounts import ReferenceCounts
 from berkeleydb_storage.room import Room
+from berkeleydb_storage.watch import Watch
 
 OID_BLOCK = 4096
 """Oids reserved at a time: one sync for so many new objects."""
@@ -70,9 +75,6 @@ LAST_OID = (1 << 64) - 2
 COLLECTION_BYTES = 1 << 20
 """Room asked for by a transaction that deletes."""
 
-META_FORMAT = b"format"
-META_NEXT_OID = b"next oid"
-META_MIGRATING = b"migrating"
 
 Pending = Mapping[bytes, tuple[bytes, tuple[bytes, ...]]]
 """oid -> (record, what it refers to), of a commit."""
@@ -102,7 +104,9 @@ def new_storage(tables: Mapping[str, Table], transaction: Transaction) -> None:
     """Write the first rows of a storage."""
     tables[META].put(META_FORMAT, pack_uint64(FORMAT_VERSION), txn=transaction)
     tables[META].put(META_NEXT_OID, pack_uint64(0), txn=transaction)
-    Journal.begin(tables, State(int(time.time() * 1e6), 0, 0, 0), transaction)
+    now = time.time_ns() // 1000
+    tables[META].put(META_PACKED, pack_uint64(now), txn=transaction)
+    Journal.begin(tables, State(now, 0, 0, 0), transaction)
 
 
 class Engine:
@@ -124,6 +128,8 @@ class Engine:
         self.journal = Journal(environment.tables)
         state = self.journal.state
         self.counts = ReferenceCounts(environment.tables, state.garbage, state.suspects)
+        self.doomed = Doomed(environment.tables[META])
+        self._watches: list[Watch] = []  # guarded by lock
         self.closing = False
         self.last_commit = float("-inf")
         self._meta = environment.tables[META]
@@ -163,6 +169,17 @@ class Engine:
         with self.lock:
             self._listeners = [known for known in self._listeners if known() is not None]
             self._listeners.append(weakref.ref(listener))
+
+    def watch(self) -> Watch:
+        """Begin to note what is touched, until `unwatch`. The caller holds the mutex."""
+        watch = Watch()
+        self._watches.append(watch)
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        """End a watch, which may have ended already. The caller holds the mutex."""
+        if watch in self._watches:
+            self._watches.remove(watch)
 
     def new_oid(self) -> bytes:
         """Return an oid that was never returned before.
@@ -263,6 +280,8 @@ class Engine:
                 change.store(oid, record, refs)
             dangling = change.settle()
             if dangling:
+                if origin is not None:
+                    origin.invalidate(self.doomed.among(dangling))
                 raise DanglingReferenceError(
                     f"the commit refers to objects that do not exist, or were collected: {describe_oids(dangling)}. "
                     "Nothing of it was stored; abort() and do it again with what there is",
@@ -397,6 +416,10 @@ class Engine:
         """Let everyone know of a transaction that was applied. The caller holds the mutex."""
         if change.born:
             self._highest = max(self._highest, max(change.born))
+        if change.dooms:
+            self.doomed.reload()
+        for watch in self._watches:
+            watch.note(change.touches())
         for reference in self._listeners:
             listener = reference()
             if listener is not None and listener is not change.origin:
@@ -407,10 +430,13 @@ class Engine:
         """Take the totals from the disk, after a transaction that did not end well. The caller holds the mutex."""
         self.journal.reload()
         self.counts.garbage, self.counts.suspects = self.journal.state.garbage, self.journal.state.suspects
+        self.doomed.reload()
 
     def reload_all(self) -> None:
         """Do what `adopt` does. The caller holds the mutex."""
         self.reload()
+        for watch in self._watches:
+            watch.spoiled = True
         self._load_oids()
 
     def failed(self, error: Exception) -> Exception:
@@ -449,7 +475,7 @@ class Engine:
     def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` objects in key order from the oid `start`; the table is a btree."""
         found: list[tuple[bytes, bytes]] = []
-        with self.lock, self._explaining(), reading(self.objects) as cursor:
+        with self.lock, self.explaining(), reading(self.objects) as cursor:
             row = cursor.set_range(start)
             while row is not None:
                 found.append(row)
@@ -458,18 +484,24 @@ class Engine:
                 row = cursor.next()
         return found
 
+    def living(self, found: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return those of the rows whose objects are not doomed."""
+        with self.lock:
+            closed = self.doomed.closed
+            return [row for row in found if unpack_uint64(row[0]) not in closed] if closed else found
+
     def numbers(self) -> BitMap64:
-        """Return all oids as numbers, for a table that has no order."""
-        with self.lock, self._explaining():
-            return BitMap64(unpack_uint64(oid) for oid, _ in rows(self.objects))
+        """Return all oids as numbers, for a table that has no order, but for doomed ones."""
+        with self.lock, self.explaining():
+            return BitMap64(unpack_uint64(oid) for oid, _ in rows(self.objects)) - self.doomed.closed
 
     def get(self, oid: bytes) -> bytes | None:
         """Return the record of an object, None where there is none."""
-        with self.lock, self._explaining():
+        with self.lock, self.explaining():
             return self.objects.get(oid)
 
     @contextmanager
-    def _explaining(self) -> Iterator[None]:
+    def explaining(self) -> Iterator[None]:
         """Raise what an error of the library means in its place. The caller holds the mutex."""
         try:
             yield

@@ -97,8 +97,8 @@ class Cursor(Protocol):
     def next(self) -> tuple[bytes, bytes] | None:
         """Go on to the next row."""
 
-    def set_range(self, key: bytes) -> tuple[bytes, bytes] | None:
-        """Go to the first row whose key is not less than `key`."""
+    def set_range(self, key: bytes, *, dlen: int = -1, doff: int = -1) -> tuple[bytes, bytes] | None:
+        """Go to the first row whose key is not less than `key`; return `dlen` bytes from `doff` of its value."""
 
     def close(self) -> None:
         """Free it."""
@@ -371,6 +371,11 @@ class Environment:
     def log_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the log; empty when opened for reading only."""
         return cast("dict[str, int]", self._environment.log_stat()) if self.writable else {}
+
+    def lookups(self) -> int:
+        """Return how many pages were looked up since the environment was opened."""
+        numbers = self.cache_statistics()
+        return numbers["cache_hit"] + numbers["cache_miss"]
 
     def cache_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the cache."""

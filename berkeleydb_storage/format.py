@@ -10,9 +10,10 @@ Invariants:
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROOT_OID = b"\0" * 8
 OID_LENGTH = 8
 RECORD_HEADER = 12
@@ -20,14 +21,33 @@ RECORD_HEADER = 12
 MAX_LISTED = 4096
 """A transaction that changed more objects than this says so in the journal instead of listing them."""
 
+META_FORMAT = b"format"
+META_NEXT_OID = b"next oid"
+META_MIGRATING = b"migrating"
+META_PACKED = b"packed"
+META_SEARCHED = b"searched"
+META_DOOMED = b"doomed"
+META_DOOMED_FROM = b"doomed from"
+
 _UINT64 = struct.Struct(">Q")
 _UINT32_AT = struct.Struct(">L").unpack_from
 _JOURNAL = struct.Struct(">QQQQB")
 _GARBAGE_KEY = struct.Struct(">Q8s")
 _EVERYTHING = 1
 _CONDEMNED = struct.Struct(">QQ")
+_SUSPECT = struct.Struct(">QLL")
 
 pack_uint64 = _UINT64.pack
+
+
+def pack_oids(numbers: Iterable[int]) -> list[bytes]:
+    """Return the oids of these numbers."""
+    return [pack_uint64(number) for number in numbers]
+
+
+def unpack_oids(oids: Collection[bytes]) -> tuple[int, ...]:
+    """Return the numbers of these oids; each has 8 bytes."""
+    return struct.unpack(f">{len(oids)}Q", b"".join(oids))
 
 
 def unpack_uint64(data: bytes) -> int:
@@ -142,6 +162,38 @@ def unpack_count(row: bytes) -> tuple[int, int]:
         count, time = _CONDEMNED.unpack(row)
         return count, time
     raise ValueError(f"a reference count row of {len(row)} bytes")
+
+
+class Suspect(NamedTuple):
+    """An object whose count fell, but not to 0: it may hang on a dead cycle."""
+
+    since: int
+    """When it last fell, in microseconds since the epoch."""
+    spent: int
+    """Records that were read to find out whether it is garbage."""
+    state: int
+    """`PENDING`: to be looked at; `ACQUITTED`: alive when it was; `UNSETTLED`: only a full pack can tell."""
+
+
+PENDING, ACQUITTED, UNSETTLED = 0, 1, 2
+
+
+def pack_suspect(suspect: Suspect) -> bytes:
+    """Return the row of a suspect."""
+    return _SUSPECT.pack(*suspect)
+
+
+def unpack_suspect(row: bytes) -> Suspect:
+    """Return the values of a suspect's row; those of format 1 have only the time.
+
+    Raises:
+        ValueError: the row has an impossible length.
+    """
+    if len(row) == _UINT64.size:
+        return Suspect(unpack_uint64(row), 0, PENDING)
+    if len(row) == _SUSPECT.size:
+        return Suspect(*_SUSPECT.unpack(row))
+    raise ValueError(f"the row of a suspect has {len(row)} bytes")
 
 
 def pack_garbage_key(time: int, oid: bytes) -> bytes:

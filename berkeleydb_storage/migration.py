@@ -13,10 +13,18 @@ from collections.abc import Callable, Iterable, Iterator
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
-from berkeleydb_storage.engine import META_MIGRATING, META_NEXT_OID, Engine
+from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, rows
 from berkeleydb_storage.errors import MigrationError, RecoveryNeeded, StorageNotEmpty, describe_oids
-from berkeleydb_storage.format import ROOT_OID, State, pack_condemned, pack_garbage_key, pack_uint64
+from berkeleydb_storage.format import (
+    META_MIGRATING,
+    META_NEXT_OID,
+    ROOT_OID,
+    State,
+    pack_condemned,
+    pack_garbage_key,
+    pack_uint64,
+)
 from berkeleydb_storage.tally import Tally, digest_of_all
 
 logger = logging.getLogger(__name__)

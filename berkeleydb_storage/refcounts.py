@@ -9,24 +9,37 @@ Invariants, between transactions:
 2. The root's count is one more than its referrers, so that it never gets to 0.
 3. An object is in the garbage queue if and only if its count is 0, under the time that its count row has.
 4. Every suspect is an object.
+5. `pending` has every suspect that is to be looked at, and `unsettled` every one that only a full pack can settle,
+   but for those of before the opening that nobody came across yet. Both may have some that are none any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
+from pyroaring import BitMap64
+
 from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, Table, Transaction, reading
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
+    PENDING,
     ROOT_OID,
+    UNSETTLED,
+    Suspect,
     pack_condemned,
     pack_count,
     pack_garbage_key,
-    pack_uint64,
+    pack_suspect,
     unpack_count,
     unpack_garbage_key,
+    unpack_suspect,
     unpack_uint64,
 )
+
+PATIENCE = 256
+"""Records that are read for a suspect, in all, whenever its count falls."""
+LAST_PATIENCE = 512
+"""Beyond `PATIENCE` only an application's commit makes it a suspect again, and only up to this many records."""
 
 
 class ReferenceCounts:
@@ -40,6 +53,8 @@ class ReferenceCounts:
         self._suspects = tables[SUSPECTS]
         self.garbage = garbage
         self.suspects = suspects
+        self.pending = BitMap64()
+        self.unsettled = BitMap64()
 
     def settle(
         self, changes: Mapping[bytes, int], born: Container[bytes], now: int, transaction: Transaction
@@ -77,7 +92,7 @@ class ReferenceCounts:
                     raise _negative(oid)
                 self._write(oid, before, since, after, now, transaction)
                 if change < 0:
-                    self._suspect(oid, after, now, transaction)
+                    self._suspect(oid, after, now, LAST_PATIENCE, transaction)
         return dangling
 
     def _write(self, oid: bytes, before: int, since: int, after: int, now: int, transaction: Transaction) -> None:
@@ -94,11 +109,52 @@ class ReferenceCounts:
         elif before != 1:
             self._counts.delete(oid, txn=transaction)
 
-    def _suspect(self, oid: bytes, count: int, now: int, transaction: Transaction) -> None:
+    def _suspect(self, oid: bytes, count: int, now: int, patience: int, transaction: Transaction) -> None:
         """Note an object whose count fell, though not to 0: it may hang on a dead cycle."""
-        if count and oid != ROOT_OID and not self._suspects.exists(oid):
-            self._suspects.put(oid, pack_uint64(now), txn=transaction)
-            self.suspects += 1
+        if not count or oid == ROOT_OID:
+            return
+        row = self._suspects.get(oid)
+        spent = 0 if row is None else unpack_suspect(row).spent
+        if spent < patience:
+            self._suspects.put(oid, pack_suspect(Suspect(now, spent, PENDING)), txn=transaction)
+            self.pending.add(unpack_uint64(oid))
+            self.suspects += row is None
+
+    def suspect(self, oid: bytes) -> Suspect | None:
+        """Return what is known of a suspect, None where the object is none."""
+        row = self._suspects.get(oid)
+        return None if row is None else unpack_suspect(row)
+
+    def note_search(self, oid: bytes, suspect: Suspect, transaction: Transaction) -> None:
+        """Write what is known of a suspect after a search."""
+        self._suspects.put(oid, pack_suspect(suspect), txn=transaction)
+        self.remember(oid, suspect)
+
+    def remember(self, oid: bytes, suspect: Suspect) -> None:
+        """Note in memory what a row of the suspects says."""
+        number = unpack_uint64(oid)
+        for state, numbers in ((PENDING, self.pending), (UNSETTLED, self.unsettled)):
+            if suspect.state == state:
+                numbers.add(number)
+            else:
+                numbers.discard(number)
+
+    def suspected(self, start: bytes, limit: int) -> list[tuple[bytes, Suspect]]:
+        """Return up to `limit` suspects in the order of their oids, from the oid `start`."""
+        with reading(self._suspects) as cursor:
+            row = cursor.set_range(start)
+            found: list[tuple[bytes, Suspect]] = []
+            while row is not None and len(found) < limit:
+                found.append((row[0], unpack_suspect(row[1])))
+                row = cursor.next()
+        return found
+
+    def acquit(self, oid: bytes, transaction: Transaction) -> None:
+        """Take an object off the suspects, of which it is one."""
+        self._suspects.delete(oid, txn=transaction)
+        self.suspects -= 1
+        self.pending.discard(unpack_uint64(oid))
+        self.unsettled.discard(unpack_uint64(oid))
 
     def condemn(self, oid: bytes, since: int, transaction: Transaction) -> None:
         """Put an object whose count is 0 since `since` (microseconds) into the queue."""
@@ -123,13 +179,31 @@ class ReferenceCounts:
         row = self._counts.get(oid)
         return row is not None and unpack_count(row) == (0, since)
 
+    def unqueue_doomed(self, oid: bytes, transaction: Transaction) -> None:
+        """Take an object out of the queue if it is there, because it is deleted for another reason."""
+        row = self._counts.get(oid)
+        count, since = (1, 0) if row is None else unpack_count(row)
+        if not count:
+            self.unqueue(oid, since, transaction)
+
     def unqueue(self, oid: bytes, since: int, transaction: Transaction) -> None:
         """Take an entry out of the queue, and nothing else."""
         self._garbage.delete(pack_garbage_key(since, oid), txn=transaction)
         self.garbage -= 1
 
-    def drop_reference(self, oid: bytes, now: int, transaction: Transaction) -> bool:
+    def count(self, oid: bytes) -> int:
+        """Return how many objects refer to an object, which exists."""
+        row = self._counts.get(oid)
+        return 1 if row is None else unpack_count(row)[0]
+
+    def drop_reference(self, oid: bytes, now: int, transaction: Transaction, *, suspecting: bool = True) -> bool:
         """Lower the count of an object because a referrer was deleted.
+
+        Args:
+            oid: the object.
+            now: microseconds since the epoch.
+            transaction: the one that deletes the referrer.
+            suspecting: whether it may hang on a dead cycle now.
 
         Returns:
             True where it has no referrer any more: it has no count row, and is for the caller to delete or condemn.
@@ -146,7 +220,8 @@ class ReferenceCounts:
         if before == 0:
             raise _negative(oid)
         self._write(oid, before, since, before - 1, now, transaction)
-        self._suspect(oid, before - 1, now, transaction)
+        if suspecting:
+            self._suspect(oid, before - 1, now, PATIENCE, transaction)
         return False
 
     def forget(self, oid: bytes, transaction: Transaction) -> None:
@@ -154,8 +229,7 @@ class ReferenceCounts:
         if self._counts.exists(oid):
             self._counts.delete(oid, txn=transaction)
         if self.suspects and self._suspects.exists(oid):
-            self._suspects.delete(oid, txn=transaction)
-            self.suspects -= 1
+            self.acquit(oid, transaction)
 
 
 def _negative(oid: bytes) -> DamagedError:

@@ -214,9 +214,9 @@ class Session(Storage):
         while rows := self._engine.rows(start, batch_size):
             start = rows[-1][0] + b"\0"
             if start > last:
-                yield from [row for row in rows if row[0] <= last]
+                yield from self._engine.living([row for row in rows if row[0] <= last])
                 return
-            yield from rows
+            yield from self._engine.living(rows)
 
     def _unordered(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
         """Take all oids at once, so that none is missed or met twice while the table is written to."""

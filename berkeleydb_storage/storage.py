@@ -26,7 +26,7 @@ from berkeleydb_storage.errors import (
     OptionError,
     ReadOnlyError,
 )
-from berkeleydb_storage.garbage.collector import Collected, Collector
+from berkeleydb_storage.garbage.collector import Collected, Collector, Packing
 from berkeleydb_storage.garbage.policy import GarbageThread, garbage_collection_interface
 from berkeleydb_storage.maintenance import Worker, in_worker
 from berkeleydb_storage.opening import Opened, abandon_storage, close_storage, open_storage
@@ -44,8 +44,20 @@ class Statistics:
     """Objects stored, garbage included."""
     garbage: int
     """Objects without referrers that wait to be deleted."""
+    doomed: int
+    """Objects that are being deleted together; for everybody else they are gone."""
     suspects: int
-    """Objects whose reference count fell, but not to 0."""
+    """Objects whose reference count fell, but not to 0, since the last full pack; most of them are known to live."""
+    unsettled: int
+    """Suspects of which only a full pack can tell whether they are garbage, as far as they were looked at since the
+    storage was opened."""
+    packing: Packing | None
+    """How far the full pack under way is, None where there is none."""
+    last_search: float | None
+    """When a cycle was last looked for, in seconds since the epoch; None: never."""
+    last_pack: float
+    """When a full pack was last complete, in seconds since the epoch; where there was none, when the storage was
+    created or upgraded."""
     transactions: int
     """Transactions ever, those of the collector included."""
     collected: Collected
@@ -179,7 +191,10 @@ class BerkeleyDBStorage(Session):
         return session
 
     def pack(self) -> None:
-        """Delete every object that nothing refers to, whatever its age; commits go on between the steps.
+        """Delete every object that the root does not reach, whatever its age; commits go on between the steps.
+
+        Killed or interrupted, it begins anew the next time, but for the deletion, which goes on where it was.
+        Memory: about two bits an object.
 
         Raises:
             ReadOnlyError, DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
@@ -190,16 +205,20 @@ class BerkeleyDBStorage(Session):
             pass
 
     def get_packer(self) -> Iterator[str | None]:
-        """Return `pack` as a generator of small steps, as Durus' server wants it; an empty one when read-only."""
+        """Return `pack` as a generator of small steps, as Durus' server wants it; an empty one when read-only.
+
+        The background thread, or whatever the policy uses, does some of the steps meanwhile: so the pack comes to an
+        end even where a busy server never asks the generator to go on.
+        """
         if not self._engine.environment.writable:
             logger.warning("%s was opened read-only: it is not packed", self.get_filename())
             return iter(())
-        return self._packer()
+        return self._packer(self._running.collector.pack())
 
-    def _packer(self) -> Iterator[str | None]:
+    def _packer(self, steps: Iterator[str | None]) -> Iterator[str | None]:
         """Pack; a failure ends it with a message, because it would end a Durus server."""
         try:
-            yield from self._running.collector.pack()
+            yield from steps
         except BerkeleyDBStorageError as error:
             logger.error("packing stopped: %s", error)
             yield f"stopped: {error}"
@@ -268,12 +287,18 @@ class BerkeleyDBStorage(Session):
         with engine.lock:
             engine.require_open()
             state = engine.journal.state
+            doomed, unsettled = engine.doomed.left, len(engine.counts.unsettled)
             cache = engine.environment.cache_statistics()
             unchecked = checkpointer.numbers().log_bytes if checkpointer else 0
         return Statistics(
             objects=state.objects,
             garbage=state.garbage,
+            doomed=doomed,
             suspects=state.suspects,
+            unsettled=unsettled,
+            packing=running.collector.packing,
+            last_search=running.collector.searched(),
+            last_pack=running.collector.packed,
             transactions=engine.journal.tid,
             collected=running.collector.collected,
             checkpoints=checkpointer.completed if checkpointer else 0,
@@ -330,7 +355,7 @@ class _Running:
     ) -> None:
         self.opened = opened
         self.engine = engine
-        self.collector = Collector(engine, garbage_collection)
+        self.collector = Collector(engine, garbage_collection, ordered=opened.type == "btree")
         self.checkpointer: Checkpointer | None = None
         self._workers: list[Worker] = []
         self._inline: list[Callable[[int], object]] = []

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from struct import unpack
 from zlib import crc32
 
 from pyroaring import BitMap64
 
 from berkeleydb_storage.environment import Table, Transaction
-from berkeleydb_storage.format import ROOT_OID, pack_count, pack_uint64, references, unpack_count, unpack_uint64
+from berkeleydb_storage.format import (
+    ROOT_OID,
+    pack_count,
+    pack_oids,
+    pack_uint64,
+    references,
+    unpack_count,
+    unpack_oids,
+    unpack_uint64,
+)
 
 
 class Tally:
@@ -35,8 +43,8 @@ class Tally:
         self.digest = 0
         """A sum over the records, whatever their order."""
 
-    def add(self, oid: bytes, record: bytes) -> None:
-        """Count the references of a record.
+    def add(self, oid: bytes, record: bytes, without: BitMap64 | tuple[()] = ()) -> None:
+        """Count the references of a record, but for those to the objects `without`.
 
         Raises:
             ValueError: it is malformed or came before; nothing is counted.
@@ -50,6 +58,8 @@ class Tally:
         referenced, extra = self.referenced, self._extra
         for ref in refs:
             target = unpack_uint64(ref)
+            if target in without:
+                continue
             if target in referenced:
                 extra[ref] = extra.get(ref, 0) + 1
             else:
@@ -68,8 +78,8 @@ class Tally:
         for oid, record in rows:
             found += references(oid, record)
         records = [record for _, record in rows]
-        self._store_all(_numbers([oid for oid, _ in rows]))
-        self._refer_all(_numbers(found))
+        self._store_all(unpack_oids([oid for oid, _ in rows]))
+        self._refer_all(unpack_oids(found))
         self.digest += digest_of_all(records)
 
     def _store_all(self, numbers: tuple[int, ...]) -> None:
@@ -108,7 +118,7 @@ class Tally:
 
     def dangling(self) -> list[bytes]:
         """Return the objects that are referred to and were not seen; the root, if it was not."""
-        return [pack_uint64(number) for number in self.referenced - self.stored]
+        return pack_oids(self.referenced - self.stored)
 
     def garbage(self) -> BitMap64:
         """Return the objects that nothing refers to."""
@@ -123,10 +133,6 @@ def record_digest(record: bytes) -> int:
 def digest_of_all(records: Sequence[bytes]) -> int:
     """Return the sum of `record_digest` over records of less than 4 GiB each."""
     return (sum(map(crc32, records)) << 32) + sum(map(len, records))
-
-
-def _numbers(oids: Sequence[bytes]) -> tuple[int, ...]:
-    return unpack(f">{len(oids)}Q", b"".join(oids))
 
 
 def _first_repeated(numbers: Sequence[int], stored: BitMap64) -> int:

@@ -13,17 +13,26 @@ from collections.abc import Callable
 from berkeleydb_storage.directory import Description, Directory
 from berkeleydb_storage.environment import META, Environment
 from berkeleydb_storage.errors import BerkeleyDBStorageError
-from berkeleydb_storage.format import FORMAT_VERSION, pack_uint64
+from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_PACKED, pack_uint64
 
 logger = logging.getLogger(__name__)
-
-META_FORMAT = b"format"
 
 Step = Callable[[Environment, Callable[[str], None]], None]
 """Called with the environment and with a function that logs how far it is."""
 
-STEPS: dict[int, Step] = {}
-"""Version -> the step that leads to the next one. Format 1 is the first, so there is none yet."""
+
+def _to_2(environment: Environment, _: Callable[[str], None]) -> None:
+    """Note when the storage was packed last: it counts as if it had been now. All else is a format 2 as it is."""
+    transaction = environment.begin()
+    environment.tables[META].put(META_PACKED, pack_uint64(time.time_ns() // 1000), txn=transaction)
+    transaction.commit()
+
+
+STEPS: dict[int, Step] = {1: _to_2}
+"""Version -> the step that leads to the next one."""
+
+READABLE = {1}
+"""Versions that can be read as they are, without an upgrade."""
 
 
 def verify_format(directory: Directory, description: Description, *, read_only: bool) -> None:
@@ -38,7 +47,7 @@ def verify_format(directory: Directory, description: Description, *, read_only: 
             f"{directory.path} has format {description.format}, and this version of the package cannot upgrade it to "
             f"{FORMAT_VERSION}: see UPGRADING for the version that can"
         )
-    if read_only and description.format != FORMAT_VERSION:
+    if read_only and description.format != FORMAT_VERSION and description.format not in READABLE:
         raise BerkeleyDBStorageError(
             f"{directory.path} has format {description.format}, and this version of the package reads format "
             f"{FORMAT_VERSION}: open it for writing once, which upgrades it"

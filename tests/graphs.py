@@ -143,8 +143,8 @@ def assert_books(storage):
 
 
 def step(storage, limit=1, until=EVER):
-    """Make a step of the collector."""
-    return storage._running.collector.step(limit, until)
+    """Make a step of the collector with what has no referrer."""
+    return storage._running.collector.collect(limit, until)
 
 
 def turn(storage, committed=0):

@@ -23,9 +23,9 @@ from graphs import (
 )
 
 from berkeleydb_storage import CommitRefused, StorageClosed, failpoints
-from berkeleydb_storage.engine import META_FORMAT, META_NEXT_OID, OID_BLOCK
+from berkeleydb_storage.engine import OID_BLOCK
 from berkeleydb_storage.environment import TABLES
-from berkeleydb_storage.format import ROOT_OID, pack_uint64
+from berkeleydb_storage.format import META_FORMAT, META_NEXT_OID, ROOT_OID, pack_uint64
 
 
 @pytest.fixture

@@ -15,9 +15,12 @@ LAYERS = """
 errors version failpoints files maintenance progress
 options format room window garbage.policy
 records directory environment
-refcounts journal checkpoint recovery tally upgrade
+refcounts doomed watch journal checkpoint recovery tally upgrade
 change
 engine
+garbage.cycles garbage.marking
+garbage.deletion
+garbage.suspicion garbage.packing
 garbage.collector garbage migration check opening session compaction
 storage export reachability
 inspection sources

@@ -17,11 +17,10 @@ from graphs import assert_books, commit, counts, hand_out, meta, oid, quiet, rec
 from berkeleydb_storage import BerkeleyDBStorageError, NewerFormat
 from berkeleydb_storage import upgrade as module
 from berkeleydb_storage.directory import Directory
-from berkeleydb_storage.engine import META_FORMAT
 from berkeleydb_storage.environment import META, REFCOUNTS, TABLES
 from berkeleydb_storage.environment import rows as rows_of
 from berkeleydb_storage.files import log_name, log_numbers
-from berkeleydb_storage.format import FORMAT_VERSION, pack_count, pack_uint64
+from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, pack_count, pack_uint64
 
 OBJECTS = 60
 BATCH = 10

@@ -1,46 +1,31 @@
-"""Deletes objects whose reference count is 0, and those that their deletion leaves without referrers.
+"""Does what the policy says: deletes garbage, looks at suspects, packs; and keeps account of it.
 
-Every step is one small transaction of the engine, which needs no flush: a crash that loses it loses no correctness,
-the objects are still in the queue. Any thread may call it; the engine's mutex is held for one step.
-
-Invariants:
-
-1. An object is deleted only while its count is 0, in the transaction that saw it.
-2. After every step each object with count 0 that still exists is in the queue.
-3. The children of a deleted object inherit the time since which it had no referrer: so has the whole structure.
+Any thread may call it. One of them at a time does a step; the engine's mutex is held for that only.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from itertools import islice
-from pickle import dumps
 from typing import NamedTuple
-from zlib import compress
 
-from durus.persistent import Persistent
-from durus.serialize import pack_record
-
-from berkeleydb_storage import failpoints
-from berkeleydb_storage.change import Change
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.errors import DiskFullError
-from berkeleydb_storage.format import pack_garbage_key, references, unpack_uint64
+from berkeleydb_storage.errors import BerkeleyDBStorageError, DiskFullError
+from berkeleydb_storage.format import META_PACKED, META_SEARCHED, pack_garbage_key, unpack_uint64
+from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion
+from berkeleydb_storage.garbage.packing import Pack, Step
 from berkeleydb_storage.garbage.policy import GarbageNumbers, garbage_collection_interface
+from berkeleydb_storage.garbage.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
 
-STEP = 50
-"""Objects a step: about half a millisecond with the mutex."""
-FAN = 500
-"""References that a step lets go of at most: some 4 milliseconds. A record with more is split first."""
 PAUSE = 0.001
 """Seconds between two steps of the background thread: the foreground gets the mutex and the interpreter."""
-NOTHING = dumps(Persistent, 2) + compress(dumps({}, 2))
-"""The data of an object without attributes, as Durus' ObjectWriter makes it."""
-FOREVER = (1 << 64) - 1
+LOOKUPS = 50
+"""Pages looked up by others since the last question that count as being used."""
 
 
 class Collected(NamedTuple):
@@ -48,142 +33,274 @@ class Collected(NamedTuple):
 
     objects: int
     bytes: int
+    """In their records."""
     read: int
-    """Records read to do it."""
+    """Records read to do it: to find what is garbage, and to delete it."""
+
+
+class Packing(NamedTuple):
+    """How far a full pack is."""
+
+    activity: str
+    """"collecting", "marking", "looking", "deleting" or "clearing"."""
+    done: int
+    """Objects in this activity so far; in "looking", looks into the table."""
+    total: int | None
+    """How many there will be, about; None where that is not known."""
 
 
 class Collector:
-    """The acyclic collector of one storage."""
+    """The collector of one storage."""
 
-    def __init__(self, engine: Engine, policy: garbage_collection_interface) -> None:
-        """Collect nothing yet."""
+    def __init__(self, engine: Engine, policy: garbage_collection_interface, *, ordered: bool = True) -> None:
+        """Collect nothing yet.
+
+        Args:
+            engine: the storage.
+            policy: when, and how much.
+            ordered: whether the table of objects has an order (btree).
+        """
         self.policy = policy
+        self.collected = Collected(0, 0, 0)
+        self.packing: Packing | None = None
+        """How far the full pack under way is, None where there is none."""
         self._engine = engine
-        self.collected = Collected(0, 0, 0)  # guarded by the engine's mutex
-        self._spare: list[bytes] = []  # guarded by the engine's mutex: oids for the parts of large records
-        self._wanted = 0  # guarded by the engine's mutex: how many it takes to go on
+        self._ordered = ordered
+        self._one = threading.RLock()
+        """Whoever does a step holds it; it guards all that is below. Taken before the engine's mutex."""
+        self._deletion = Deletion(engine)
+        self._suspicion = Suspicion(engine, self._deletion)
+        self._pack: Pack | None = None
+        self._steps: Generator[Step] | None = None
+        self._ended = 0  # full packs that are complete
+        self._tickets: list[int] = []  # the numbers of those that somebody waits for
+        self._by_policy = False  # whether the policy wants one
+        self._broken: BaseException | None = None  # why no pack can be done
+        self._used = time.monotonic()  # when others last used the storage
+        self._lookups = 0  # pages that were looked up until the last turn ended
+        self.packed = self._time_of(META_PACKED)
+        """When a full pack was last complete, or else the storage created, in seconds since the epoch."""
 
     def numbers(self, committed: int = 0) -> GarbageNumbers:
-        """Return what the policy is told."""
-        engine = self._engine
-        return GarbageNumbers(engine.counts.garbage, committed, time.monotonic() - engine.last_commit)
+        """Return what the policy is told. Any thread may ask."""
+        engine, now = self._engine, time.time()
+        return GarbageNumbers(
+            waiting=engine.counts.garbage + engine.doomed.left,
+            committed=committed,
+            idle=max(0.0, time.monotonic() - max(self._used, engine.last_commit)),
+            suspects=len(engine.counts.pending),
+            unsettled=len(engine.counts.unsettled),
+            objects=engine.size,
+            packing=self._wanted(),
+            since_pack=max(0.0, now - self.packed),
+            now=now,
+        )
 
     def turn(self, committed: int = 0, pause: float = 0.0) -> int:
-        """Ask the policy, delete as much as it says of what is older than its grace period; return how many."""
-        if not self._engine.counts.garbage:
-            return 0
-        wanted = self.policy.amount(self.numbers(committed))
+        """Ask the policy, and do as much as it says.
+
+        What lost its last referrer, or became a suspect, within the grace period is left alone.
+
+        Args:
+            committed: objects stored by the commit that just ended.
+            pause: seconds to rest between two steps.
+
+        Returns:
+            How many records were read or deleted.
+        """
+        numbers = self.numbers(committed)
+        wanted = self.policy.amount(numbers)
+        self._by_policy = self._broken is None and self._policy_packs(numbers)
+        if numbers.packing:
+            wanted = max(wanted, STEP)
         until = self._engine.time() - int(self.policy.grace * 1e6)
         done = 0
         while done < wanted and not self._engine.closing:
-            deleted = self.step(min(STEP, wanted - done), until)
-            if not deleted:
+            did = self.step(min(STEP, wanted - done), until)
+            if not did:
                 break
-            done += deleted
+            done += did
             if pause:
                 time.sleep(pause)
         return done
 
-    def pack(self) -> Iterator[str | None]:
-        """Delete all that has no referrer now, whatever its age, a step at a time. Yields what to tell, or None."""
-        engine = self._engine
-        until, started = engine.time(), time.monotonic()
-        total = 0
-        yield f"collecting {engine.counts.garbage} objects and what hangs on them"
-        while deleted := self.step(STEP, until):
-            total += deleted
-            yield None
-        yield f"collected {total} objects in {time.monotonic() - started:.2f} s"
+    def background_turn(self) -> None:
+        """Do what the policy says, gently; a full disk is waited out."""
+        self._notice_others()
+        try:
+            self.turn(pause=PAUSE)
+        except DiskFullError as error:
+            logger.debug("garbage waits: %s", error)
+        self._lookups = self._engine.environment.lookups()
+
+    def pack(self) -> Generator[str | None]:
+        """Delete all that the root does not reach now, whatever its age, a step at a time.
+
+        Another thread may do some of the steps, the background thread first of all: so it gets done even if nobody
+        asks this generator to go on. Where it is closed before its end, the pack is called off.
+
+        Yields:
+            What to tell, or None.
+
+        Raises:
+            DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
+        """
+        ticket = self._ask()
+        return self._served(ticket)
+
+    def _served(self, ticket: int) -> Generator[str | None]:
+        before, started = self.collected.objects, time.monotonic()
+        activity = ""
+        try:
+            while self._serve(ticket):
+                packing = self.packing
+                told = packing is not None and packing.activity != activity
+                activity = packing.activity if packing is not None else activity
+                yield f"{activity}{_of(packing)}" if told else None
+        finally:
+            self._withdraw(ticket)
+        collected = self.collected.objects - before
+        yield f"collected {collected} objects in {time.monotonic() - started:.2f} s"
+
+    def _ask(self) -> int:
+        """Ask for a full pack of what is garbage now; return its number."""
+        with self._one:
+            begun = self._pack is not None and self._pack.begun
+            ticket = self._ended + (2 if begun else 1)
+            self._tickets.append(ticket)
+            return ticket
+
+    def _withdraw(self, ticket: int) -> None:
+        """Say that nobody waits for a pack any more."""
+        with self._one:
+            if ticket in self._tickets:
+                self._tickets.remove(ticket)
+            if not self._wanted():
+                self._drop()
+
+    def _serve(self, ticket: int) -> bool:
+        """Do a step of a pack; False where it has ended."""
+        with self._one:
+            if self._ended >= ticket:
+                return False
+            if ticket not in self._tickets:
+                raise BerkeleyDBStorageError(f"packing was given up: {self._broken}") from self._broken
+            self._pack_step()
+            return True
+
+    def _wanted(self) -> bool:
+        """Whether a full pack is asked for that has not ended."""
+        return self._by_policy or bool(self._tickets)
+
+    def _policy_packs(self, numbers: GarbageNumbers) -> bool:
+        wants = getattr(self.policy, "pack", None)  # policies written for the first release have none
+        return wants is not None and bool(wants(numbers))
 
     def step(self, limit: int, until: int) -> int:
-        """Delete up to `limit` objects that have had no referrer since `until` (microseconds) or before.
+        """Do a step of what there is to do, unless another thread is at it.
+
+        Args:
+            limit: records to read or delete at most; of a full pack that is wanted, a step besides.
+            until: what became garbage or suspect after this time (microseconds since the epoch) is left alone.
 
         Returns:
-            How many entries of the queue and objects were done with; 0 when there is nothing to do.
+            How many records it was about; 0: there is nothing to do.
 
         Raises:
             DiskFullError: there is no room; nothing is lost, it goes on when there is.
+            DamagedError: a full pack met a record that is malformed.
         """
-        fresh = [self._engine.new_oid() for _ in range(self._wanted)]
-        with self._engine.lock, self._engine.change() as change:
-            failpoints.reached("collect.begun")
-            self._spare += fresh
-            done, size = self._collect(limit, until, change)
-            failpoints.reached("collect.written")
-        if done:
-            failpoints.reached("collect.committed")
-            deleted = len(change.deleted)
-            with self._engine.lock:
-                before = self.collected
-                self.collected = Collected(before.objects + deleted, before.bytes + size, before.read + deleted)
-        return done
+        if not self._one.acquire(blocking=False):
+            return 0
+        try:
+            done = self._local_step(limit, until)
+            return done + self._pack_step() if self._wanted() else done
+        finally:
+            self._one.release()
 
-    def _collect(self, limit: int, until: int, change: Change) -> tuple[int, int]:
-        """Delete within a transaction; return how many entries and objects were done with, and their bytes."""
-        counts, transaction = self._engine.counts, change.transaction
-        orphans: list[tuple[int, bytes]] = []
-        done = size = dropped = 0
-        while done < limit and (entry := orphans.pop() if orphans else self._take(until, change)):
-            since, oid = entry
-            record = self._found(oid, change)
-            children = _children(oid, record)
-            if dropped + len(children) > FAN:
-                if dropped or not self._split(oid, children, since, change):
-                    orphans.append(entry)
-                done += 1
-                break
-            done += 1
-            if record:
-                change.delete(oid)
-            size += len(record)
-            dropped += len(children)
-            for child in children:
-                if counts.drop_reference(child, change.now, transaction):
-                    orphans.append((since, child))
-        for since, oid in orphans:
-            counts.condemn(oid, since, transaction)
-        return done, size
+    def collect(self, limit: int, until: int) -> int:
+        """Do a step with what has no referrer, only; as `step`. One thread at a time."""
+        return self._account(self._deletion.collect(limit, until))
 
-    def _take(self, until: int, change: Change) -> tuple[int, bytes] | None:
-        """Take the oldest entry out of the queue; None where none is as old as `until`. Wrong ones are dropped."""
-        counts = self._engine.counts
-        while (entry := counts.next_condemned()) is not None and entry[0] <= until:
-            since, oid = entry
-            counts.unqueue(oid, since, change.transaction)
-            change.touched = True
-            if counts.is_condemned(oid, since):
-                return entry
-            logger.error("object %d was in the garbage queue by mistake: taken out", unpack_uint64(oid))
-        return None
+    def _local_step(self, limit: int, until: int) -> int:
+        """Do a step of what needs no full pack; nothing that could come in the way of one."""
+        engine = self._engine
+        if engine.doomed.closed:
+            return self._account(self._deletion.sweep(limit)) if self._steps is None else 0
+        if engine.counts.garbage and (done := self.collect(limit, until)):
+            return done
+        if self._steps is None and (engine.counts.pending or not self._suspicion.complete):
+            looked = self._suspicion.step(limit, until)
+            return looked.reads + self._account(looked.deleted, looked.reads)
+        return 0
 
-    def _found(self, oid: bytes, change: Change) -> bytes:
-        """Return the record of a condemned object; nothing where it does not exist, and then its rows are removed."""
-        record = self._engine.objects.get(oid)
-        if record is None:
-            logger.error("object %d is garbage and does not exist: its rows are removed", unpack_uint64(oid))
-            self._engine.counts.forget(oid, change.transaction)
-            change.touched = True
-        return record or b""
+    def _pack_step(self) -> int:
+        """Do a step of a full pack; return how many records it was about."""
+        if self._steps is None:
+            self._begin()
+        steps = self._steps
+        assert steps is not None
+        try:
+            step = next(steps, None)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if step is None:
+            self._end()
+            return 0
+        done = step.done + (self.packing.done if self.packing and self.packing.activity == step.activity else 0)
+        self.packing = Packing(step.activity, done, step.total)
+        self._account(step.deleted, step.reads)
+        return step.done
 
-    def _split(self, oid: bytes, children: Sequence[bytes], since: int, change: Change) -> bool:
-        """Put objects that have `FAN` of its references each in the place of a condemned one, and condemn them.
+    def _begin(self) -> None:
+        with self._engine.lock:
+            self._suspicion.forgive()
+        self._pack = Pack(self._engine, self._deletion, ordered=self._ordered)
+        self._steps = self._pack.steps()
 
-        So every step stays short, and the storage is as consistent between them as ever.
+    def _drop(self) -> None:
+        """End a pack, complete or not."""
+        if self._steps is not None:
+            self._steps.close()
+        self._pack = self._steps = self.packing = None
 
-        Returns:
-            False where that takes more oids than are at hand; they are there at the next step.
-        """
-        parts = [children[start : start + FAN] for start in range(0, len(children), FAN)]
-        self._wanted = max(0, len(parts) - len(self._spare))
-        if self._wanted:
-            return False
-        self._engine.need_room(16 * len(children))
-        change.delete(oid)
-        for part in parts:
-            substitute = self._spare.pop()
-            change.create(substitute, pack_record(substitute, NOTHING, b"".join(part)))
-            self._engine.counts.condemn(substitute, since, change.transaction)
-        return True
+    def _end(self) -> None:
+        """Note that a pack is complete."""
+        self._drop()
+        self._ended += 1
+        self._tickets = [ticket for ticket in self._tickets if ticket > self._ended]
+        self._by_policy = False
+        self.packed = self._time_of(META_PACKED)
+
+    def _fail(self, error: BaseException) -> None:
+        """Note that a pack cannot go on. One that lacks room is begun again, when there is."""
+        self._drop()
+        if isinstance(error, Exception) and not isinstance(error, DiskFullError):
+            self._broken = error
+            self._tickets.clear()
+            self._by_policy = False
+
+    def _account(self, deleted: Deleted, reads: int = 0) -> int:
+        """Add up what was collected."""
+        before = self.collected
+        self.collected = Collected(
+            before.objects + deleted.objects, before.bytes + deleted.bytes, before.read + deleted.objects + reads
+        )
+        return deleted.done
+
+    def _time_of(self, key: bytes) -> float:
+        row = self._engine.get_meta(key)
+        return 0.0 if row is None else unpack_uint64(row) / 1e6
+
+    def searched(self) -> float | None:
+        """Return when a suspect was last looked at, in seconds since the epoch; None for never."""
+        return self._time_of(META_SEARCHED) or None
+
+    def _notice_others(self) -> None:
+        """Notice whether others have used the storage since the last turn of the background thread."""
+        if self._engine.environment.lookups() - self._lookups > LOOKUPS:
+            self._used = time.monotonic()
 
     def validate(self) -> int:
         """Re-check every entry of the queue, take out those that are wrong, and return how many that were."""
@@ -204,20 +321,6 @@ class Collector:
             since, oid = batch[-1]
             position = pack_garbage_key(since, oid) + b"\0"
 
-    def background_turn(self) -> None:
-        """Do what the policy says, gently; a full disk is waited out."""
-        try:
-            self.turn(pause=PAUSE)
-        except DiskFullError as error:
-            logger.debug("garbage waits: %s", error)
 
-
-def _children(oid: bytes, record: bytes) -> tuple[bytes, ...]:
-    """Return what a deleted record referred to; nothing where it is malformed: that is kept, and not lost."""
-    if not record:
-        return ()
-    try:
-        return references(oid, record)
-    except ValueError as error:
-        logger.error("garbage is malformed, so that what it referred to stays: %s", error)
-        return ()
+def _of(packing: Packing | None) -> str:
+    return "" if packing is None or packing.total is None else f", {packing.total} in all"

@@ -5,6 +5,7 @@ Users may write their own: a subclass of `garbage_collection_interface`, or anyt
 
 from __future__ import annotations
 
+import time
 from math import inf
 from typing import NamedTuple
 
@@ -14,19 +15,37 @@ GRACE = 60.0
 """Default grace period: longer than a web request that unlinks in one transaction and links again in a later one."""
 
 
+DAY = 86_400.0
+MINUTES = 24 * 60
+IDLE = 1.0
+"""Seconds without use after which a storage is idle."""
+
+
 class GarbageNumbers(NamedTuple):
     """What a garbage collection policy is told."""
 
     waiting: int
-    """Objects in the queue: without referrers, and not yet deleted."""
+    """Objects that are known to be garbage, and not yet deleted."""
     committed: int
     """Objects stored by the commit that just ended; 0 when asked from the background thread."""
     idle: float
-    """Seconds since the last commit."""
+    """Seconds since somebody used the storage, as far as it was noticed: loads are noticed between two questions."""
+    suspects: int = 0
+    """Objects that may hang on a dead cycle, and are still to be looked at."""
+    unsettled: int = 0
+    """Suspects that were looked at, and of which only a full pack can tell whether they are garbage."""
+    objects: int = 0
+    """Objects stored, garbage included."""
+    packing: bool = False
+    """Whether a full pack is under way, or asked for."""
+    since_pack: float = 0.0
+    """Seconds since a full pack was complete; where there was none, since the storage was created."""
+    now: float = 0.0
+    """Seconds since the epoch."""
 
 
 class garbage_collection_interface:  # noqa: N801 - the name that the original release gave it
-    """A policy that decides how much garbage to collect. Subclass it, and override `amount`."""
+    """A policy that decides how much garbage to collect. Subclass it, and override `amount`, perhaps `pack`."""
 
     grace: float = GRACE
     """Seconds that an object stays after it lost its last referrer, so that a later transaction may link it again.
@@ -37,15 +56,27 @@ class garbage_collection_interface:  # noqa: N801 - the name that the original r
     every commit, after it; the work is then part of the time that the commit takes."""
 
     def amount(self, numbers: GarbageNumbers) -> int:
-        """Decide how many objects to delete now.
+        """Decide how much to do now.
 
         Args:
             numbers: how much is waiting, and what the storage was doing.
 
         Returns:
-            At most so many are deleted; 0 for none. It must not call the storage, and must return at once.
+            At most so many objects are deleted, or read to find garbage; 0 for none. A full pack that is wanted goes
+            on by a few more. It must not call the storage, and must return at once.
         """
         raise NotImplementedError
+
+    def pack(self, numbers: GarbageNumbers) -> bool:
+        """Decide whether a full pack should be going on now. By default: no.
+
+        It is asked as often as `amount`. While it says yes a pack is begun, if there is none, and goes on with the
+        amounts of `amount`; when it says no, one that it began is put off until it says yes again.
+
+        Args:
+            numbers: as `amount` gets them.
+        """
+        return False
 
 
 class GarbageManual(garbage_collection_interface):
@@ -84,26 +115,74 @@ class GarbageInline(garbage_collection_interface):
 
 
 class GarbageThread(garbage_collection_interface):
-    """The default: a background thread, at a pace that grows with the queue, and with how idle the storage is."""
+    """The default: a background thread, at a pace that grows with the garbage, and with how idle the storage is."""
 
-    def __init__(self, grace: float = GRACE, interval: float = 0.1) -> None:
+    def __init__(self, grace: float = GRACE, interval: float = 0.1, pack_interval: float | None = DAY) -> None:
         """Set the pace.
 
         Args:
             grace: seconds; default 60.
             interval: seconds between two turns; default 0.1.
+            pack_interval: seconds from one full pack to the next, which is done only where suspects are left that
+                nothing else can settle; default a day. None: never.
 
         Raises:
-            OptionError: `grace` is negative, `interval` is not positive, or one of them not finite.
+            OptionError: `grace` or `pack_interval` is negative, `interval` is not positive, or one of them not finite.
         """
         if not (0 <= grace < inf and 0 < interval < inf):
             raise OptionError(
                 f"grace is finite and not negative, interval finite and positive, not {grace!r} and {interval!r}"
             )
+        if pack_interval is not None and not 0 <= pack_interval < inf:
+            raise OptionError(f"pack_interval is a number of seconds, or None, not {pack_interval!r}")
         self.grace = grace
         self.interval = interval
+        self.pack_interval = pack_interval
 
     def amount(self, numbers: GarbageNumbers) -> int:
-        """Return 1 % of the queue, within 200 and 2,000; five times that when nothing was committed for a second."""
-        pace = min(max(200, numbers.waiting // 100), 2000)
-        return pace * 5 if numbers.idle > 1.0 else pace
+        """Return a pace of a hundredth of the time, more where much is waiting, and all where nobody is there."""
+        if numbers.idle > IDLE:
+            return 5000
+        pace = 100 + min(numbers.waiting // 1000, 1900)
+        return max(pace, 1000) if numbers.packing else pace
+
+    def pack(self, numbers: GarbageNumbers) -> bool:
+        """Say yes where suspects are left over and the last full pack is `pack_interval` ago, until it is done."""
+        due = self.pack_interval is not None and numbers.since_pack >= self.pack_interval
+        return due and (numbers.unsettled > 0 or numbers.packing)
+
+
+class GarbageNightly(GarbageThread):
+    """As `GarbageThread`, and a full pack once a night, in a window of time."""
+
+    def __init__(self, begin: str = "02:00", end: str = "05:00", grace: float = GRACE, interval: float = 0.1) -> None:
+        """Set the window.
+
+        Args:
+            begin: when it begins, as "HH:MM", in the local time of the machine; default "02:00".
+            end: when it ends; default "05:00". A pack that is not complete by then goes on the next night.
+            grace: seconds; default 60.
+            interval: seconds between two turns; default 0.1.
+
+        Raises:
+            OptionError: a time is none, or both are the same; or as `GarbageThread` does.
+        """
+        super().__init__(grace, interval, None)
+        self.begin, self.end = _minutes(begin), _minutes(end)
+        if self.begin == self.end:
+            raise OptionError(f"the window of {begin} to {end} is empty")
+
+    def pack(self, numbers: GarbageNumbers) -> bool:
+        """Say yes within the window, until a pack was complete in it."""
+        here = time.localtime(numbers.now)
+        into = (here.tm_hour * 60 + here.tm_min - self.begin) % MINUTES
+        return into < (self.end - self.begin) % MINUTES and numbers.since_pack > into * 60 + here.tm_sec
+
+
+def _minutes(text: str) -> int:
+    """Return the minute of the day that "HH:MM" says."""
+    try:
+        parsed = time.strptime(text, "%H:%M")
+    except (TypeError, ValueError):
+        raise OptionError(f'a time of the day is "HH:MM", not {text!r}') from None
+    return parsed.tm_hour * 60 + parsed.tm_min

@@ -1,0 +1,79 @@
+"""Objects that are garbage together and are being deleted, in several transactions.
+
+Between two of these transactions what is left of such a set refers to what is gone. So the whole set is noted on the
+disk before the first of it is deleted, and from then on it does not exist for anybody: a commit that refers to one of
+it, or stores one, is refused. What a crash interrupts goes on at the next open.
+
+Owns two rows of the table meta. Every method runs by the thread that holds the engine's mutex.
+
+Invariants:
+
+1. A doomed set is closed: only objects in it refer to objects in it, and the root is not among them.
+2. It is deleted in the order of the oids, as far as the row `META_DOOMED_FROM` says. There is one set at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+
+from pyroaring import BitMap64
+
+from berkeleydb_storage.environment import Table, Transaction
+from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.format import META_DOOMED, META_DOOMED_FROM, pack_oids, pack_uint64, unpack_oids, unpack_uint64
+
+
+class Doomed:
+    """What is doomed: `closed`, those that were deleted already included. It is empty most of the time."""
+
+    def __init__(self, meta: Table) -> None:
+        """Read what there is."""
+        self._meta = meta
+        self.reload()
+
+    def reload(self) -> None:
+        """Take it from the disk, after a transaction whose outcome is not known.
+
+        Raises:
+            DamagedError: it is not what this package writes.
+        """
+        row, start = self._meta.get(META_DOOMED), self._meta.get(META_DOOMED_FROM)
+        try:
+            self.closed = BitMap64() if row is None else BitMap64.deserialize(row)
+            self._start = 0 if row is None or start is None else unpack_uint64(start)
+        except ValueError as error:
+            raise DamagedError(f"meta.db has a malformed set of doomed objects ({error}): restore a backup") from error
+
+    @property
+    def left(self) -> int:
+        """How many are not deleted yet."""
+        return self.closed.range_cardinality(self._start, self.closed.max() + 1) if self.closed else 0
+
+    def among(self, oids: Collection[bytes]) -> list[bytes]:
+        """Return those of the objects that are doomed."""
+        return pack_oids(self.closed.intersection(BitMap64(unpack_oids(oids))))
+
+    def first(self, limit: int) -> list[int]:
+        """Return up to `limit` of those that are to be deleted next."""
+        return list(islice(self.closed.iter_equal_or_larger(self._start), limit))
+
+    def doom(self, numbers: BitMap64, start: int, transaction: Transaction) -> None:
+        """Write that these objects are doomed, and none of them is left below `start`. It counts from `reload` on."""
+        self._meta.put(META_DOOMED, numbers.serialize(), txn=transaction)
+        self._meta.put(META_DOOMED_FROM, pack_uint64(start), txn=transaction)
+
+    def advance(self, start: int, transaction: Transaction) -> None:
+        """Write that none is left below `start`. It counts from `advanced` on."""
+        if start > self.closed.max():
+            for key in (META_DOOMED, META_DOOMED_FROM):
+                if self._meta.exists(key):  # not where `advanced` was interrupted
+                    self._meta.delete(key, txn=transaction)
+        else:
+            self._meta.put(META_DOOMED_FROM, pack_uint64(start), txn=transaction)
+
+    def advanced(self, start: int) -> None:
+        """Note that the transaction with `advance` was committed."""
+        self._start = start
+        if start > self.closed.max():
+            self.closed, self._start = BitMap64(), 0

@@ -1,0 +1,156 @@
+"""Mark and sweep, with commits going on: finds all that the root does not reach.
+
+Marks from the root, along references, a step at a time. What a transaction touches meanwhile (what it stores, and all
+that this refers to or did) is marked as well, so that no record that was looked at ever refers to one that will not
+be: the incremental mark of Dijkstra and others (1978). What existed at the beginning and is not marked at the end is
+garbage, and closed: nothing that is marked, or newer, refers to it.
+
+One thread at a time. The engine's mutex is held for reading a few records. Memory: three roaring bitmaps, of what is
+marked, what is still to be read, and what is found to be garbage: about two bits an object where oids are dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
+
+from pyroaring import BitMap64
+
+from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.environment import reading
+from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.format import ROOT_OID, pack_oids, pack_uint64, references, unpack_oids, unpack_uint64
+
+ROOT = 0
+CHUNK = 1 << 16
+"""Oids whose absence from the marks is looked at together."""
+
+
+class Mark:
+    """One mark of one storage. End it with `close`."""
+
+    def __init__(self, engine: Engine, *, ordered: bool) -> None:
+        """Begin: what exists now, and is not reached at the end, is garbage.
+
+        Args:
+            engine: the storage.
+            ordered: whether the table of objects has an order (btree).
+        """
+        self._engine = engine
+        self._ordered = ordered
+        with engine.lock:
+            engine.require_open()
+            self.watch = engine.watch()
+            self._limit = engine.next_oid
+            self.rooted = engine.objects.exists(ROOT_OID)
+        self.marked = BitMap64([ROOT])
+        self._grey = BitMap64([ROOT])  # marked, and not read yet
+        self._position = 0  # the grey ones are read in the order of their oids, round and round
+        self.garbage = BitMap64()
+        self._looked = 0  # up to here it is known what exists and is not marked
+        self.reads = 0
+
+    def close(self) -> None:
+        """End the watch."""
+        with self._engine.lock:
+            self._engine.unwatch(self.watch)
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether the storage was filled or repaired meanwhile: the mark is of no use."""
+        return self.watch.spoiled
+
+    def trace(self, limit: int) -> int:
+        """Read up to `limit` objects and mark what they refer to; return how many, 0 where all are read.
+
+        Raises:
+            DamagedError: a record is malformed: what it keeps alive is not known.
+        """
+        engine = self._engine
+        with engine.lock, engine.explaining():
+            engine.require_open()
+            self.take_touched()
+            batch = self._next(limit)
+            rows = [(oid, engine.objects.get(oid)) for oid in pack_oids(batch)]
+        if batch:
+            self._shade(_targets(rows))
+            self._grey.difference_update(BitMap64(batch))
+            self._position = batch[-1] + 1
+            self.reads += len(batch)
+        return len(batch)
+
+    def take_touched(self) -> bool:
+        """Mark what was touched; return whether there is something to be read. The caller holds the mutex."""
+        self._shade(self.watch.touched)
+        return bool(self._grey)
+
+    def look(self, limit: int) -> int:
+        """Look for up to `limit` objects that exist and are not marked; return how many were, 0 at the end.
+
+        Call it when `trace` has ended; what is marked after that is not garbage all the same.
+        """
+        with self._engine.lock, self._engine.explaining():
+            self._engine.require_open()
+            looked = 0
+            with closing(self._unmarked()) as candidates:
+                for found in islice(candidates, limit):
+                    looked += 1
+                    if found is not None:
+                        self.garbage.add(found)
+        return looked
+
+    def _shade(self, numbers: BitMap64) -> None:
+        fresh = numbers - self.marked
+        self.marked |= fresh
+        self._grey |= fresh
+
+    def _next(self, limit: int) -> list[int]:
+        """Return the next grey objects."""
+        batch = list(islice(self._grey.iter_equal_or_larger(self._position), limit))
+        if not batch and self._grey:
+            self._position = 0
+            batch = list(islice(self._grey, limit))
+        return batch
+
+    def _unmarked(self) -> Generator[int | None]:
+        """Yield, for each look into the table, an object that is not marked, or None."""
+        while self._looked < self._limit:
+            end = min(self._looked // CHUNK * CHUNK + CHUNK, self._limit)
+            absent = BitMap64(range(self._looked, end)) - self.marked
+            yield from self._existing(absent) if self._ordered else self._asked(absent)
+            self._looked = max(self._looked, end)
+
+    def _asked(self, absent: BitMap64) -> Iterator[int | None]:
+        for number in absent:
+            self._looked = number + 1
+            yield number if self._engine.objects.exists(pack_uint64(number)) else None
+
+    def _existing(self, absent: BitMap64) -> Iterator[int | None]:
+        """Look for those of `absent` that exist, jumping over gaps in the table, beyond `absent` too."""
+        with reading(self._engine.objects) as cursor:
+            for number in absent:
+                if number < self._looked:
+                    continue
+                row = cursor.set_range(pack_uint64(number), dlen=0, doff=0)
+                found = self._limit if row is None else unpack_uint64(row[0])
+                self._looked = min(found, self._limit) if found != number else number + 1
+                yield number if found == number else None
+
+
+def _targets(rows: list[tuple[bytes, bytes | None]]) -> BitMap64:
+    """Return what records refer to; those that were deleted meanwhile to nothing.
+
+    Raises:
+        DamagedError: a record is malformed.
+    """
+    found: list[bytes] = []
+    for oid, record in rows:
+        if record is not None:
+            try:
+                found += references(oid, record)
+            except ValueError as error:
+                raise DamagedError(
+                    f"{error}; what it keeps alive is not known, so that nothing is deleted: run `durus-bdb check`"
+                ) from error
+    return BitMap64(unpack_oids(found))

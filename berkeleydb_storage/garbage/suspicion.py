@@ -1,0 +1,178 @@
+"""Looks at the suspects one after the other: is there a closed set around it? Then the set is deleted.
+
+One thread at a time. The engine's mutex is held for one step; commits go on between the steps. What they touch
+meanwhile is watched: a set is deleted only if none of it was touched since it was read.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import NamedTuple
+
+from berkeleydb_storage import failpoints
+from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.format import (
+    ACQUITTED,
+    META_SEARCHED,
+    OID_LENGTH,
+    PENDING,
+    UNSETTLED,
+    Suspect,
+    pack_uint64,
+    references,
+    unpack_oids,
+)
+from berkeleydb_storage.garbage.cycles import ALIVE, CLOSED, UNKNOWN, Search
+from berkeleydb_storage.garbage.deletion import Deleted, Deletion
+from berkeleydb_storage.refcounts import LAST_PATIENCE, PATIENCE
+from berkeleydb_storage.watch import Watch
+
+BUDGETS = ((64, 64), (PATIENCE, PATIENCE - 64))
+"""Records spent so far on a suspect, less than the first number: budget of its next search."""
+LAST_BUDGET = 4
+"""Budget once `PATIENCE` is used up: enough to find a set whose top the suspect is."""
+MOST = (1 << 32) - 1
+LARGE = OID_LENGTH * 4096
+"""Bytes of references in a record that is too large to be looked at under the mutex."""
+
+
+class Looked(NamedTuple):
+    """What a step came to."""
+
+    reads: int
+    """Records read to find out; suspects that were passed over count as well. 0 where there is nothing to do."""
+    deleted: Deleted
+
+
+NOTHING = Deleted(0, 0, 0)
+
+
+class Suspicion:
+    """Looks at the suspects of one storage."""
+
+    def __init__(self, engine: Engine, deletion: Deletion) -> None:
+        """Look at none yet."""
+        self._engine = engine
+        self._deletion = deletion
+        self._position = 0  # the suspects are looked at in the order of their oids, round and round
+        self._unread: bytes | None = b""  # those of before the opening, from this oid on, are not in memory yet
+        self._search: Search | None = None
+        self._watch = Watch()
+        self._account = engine.size
+        """Records that may yet be read in vain beyond the budgets. As many as a full mark would read, which settles
+        everything; what is deleted pays into it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all suspects of before the opening are in memory."""
+        return self._unread is None
+
+    def step(self, limit: int, until: int) -> Looked:
+        """Read up to `limit` records for a suspect whose count last fell at `until` (microseconds) or before.
+
+        Raises:
+            DiskFullError: there is no room to note what was found; nothing is lost, it goes on when there is.
+        """
+        engine = self._engine
+        with engine.lock:
+            engine.require_open()
+            if self._unread is not None:
+                return Looked(self._find(self._unread, limit), NOTHING)
+            passed = 0 if self._search is not None else self._begin(limit, until)
+            search = self._search
+            if search is None:
+                return Looked(passed, NOTHING)
+            before = search.reads
+            with engine.explaining():
+                search.run(self._read, self._count, limit)
+            reads = search.reads - before
+            deleted = NOTHING if search.outcome is None else self._conclude(search)
+        if deleted.done:
+            failpoints.reached("search.committed")
+        return Looked(passed + reads, deleted)
+
+    def forgive(self) -> None:
+        """Drop a search under way, and begin a new account: everything was settled. The caller holds the mutex."""
+        self._end()
+        self._account = self._engine.size
+
+    def _find(self, start: bytes, limit: int) -> int:
+        """Take suspects of before the opening into memory; return how many."""
+        found = self._engine.counts.suspected(start, limit)
+        for oid, suspect in found:
+            self._engine.counts.remember(oid, suspect)
+        self._unread = found[-1][0] + b"\0" if len(found) == limit else None
+        return len(found)
+
+    def _begin(self, limit: int, until: int) -> int:
+        """Begin a search for the next suspect that is old enough; return how many were passed over."""
+        counts = self._engine.counts
+        passed = 0
+        for number in list(islice(counts.pending.iter_equal_or_larger(self._position), limit)):
+            self._position = number + 1
+            suspect = counts.suspect(pack_uint64(number))
+            if suspect is None or suspect.state != PENDING:
+                counts.pending.discard(number)
+            elif suspect.since <= until:
+                self._suspect = suspect
+                self._search = Search(number, _budget(suspect.spent), self._account)
+                self._watch = self._engine.watch()
+                return passed
+            passed += 1
+        if passed < limit:
+            self._position = 0
+            return 0
+        return passed
+
+    def _conclude(self, search: Search) -> Deleted:
+        """Delete what was found, or note what is known now. The caller holds the mutex."""
+        engine, oid = self._engine, pack_uint64(search.suspect)
+        disturbed = self._watch.spoiled or not self._watch.touched.isdisjoint(search.closed)
+        deleted = NOTHING
+        with engine.change() as change:
+            failpoints.reached("search.begun")
+            engine.set_meta(META_SEARCHED, pack_uint64(change.now), change.transaction)
+            if search.outcome == CLOSED and not disturbed:
+                deleted = self._deletion.delete_closed(search.closed, change)
+            elif engine.counts.suspect(oid) is not None:
+                engine.counts.note_search(oid, self._after(search, disturbed), change.transaction)
+            failpoints.reached("search.written")
+        self._account += len(search.closed) if deleted.done else -search.reads
+        self._end()
+        return deleted
+
+    def _after(self, search: Search, disturbed: bool) -> Suspect:
+        """Return what is known of a suspect that stays."""
+        current = self._engine.counts.suspect(pack_uint64(search.suspect)) or self._suspect
+        disturbed = disturbed or current.since != self._suspect.since
+        spent = min(self._suspect.spent + (PATIENCE // 4 if disturbed else search.reads), MOST)
+        if disturbed:
+            state = PENDING if spent < LAST_PATIENCE else UNSETTLED
+        elif search.outcome == UNKNOWN:
+            state = PENDING if spent < PATIENCE else UNSETTLED
+        else:
+            state = ACQUITTED if search.outcome == ALIVE else UNSETTLED
+        return Suspect(current.since, spent, state)
+
+    def _end(self) -> None:
+        self._search = None
+        self._engine.unwatch(self._watch)
+
+    def _read(self, number: int) -> tuple[int, ...] | None:
+        """Return what an object refers to; None where it is gone, malformed or large."""
+        oid = pack_uint64(number)
+        record = self._engine.objects.get(oid)
+        if record is None or len(record) > LARGE + int.from_bytes(record[OID_LENGTH : OID_LENGTH + 4], "big"):
+            return None
+        try:
+            return unpack_oids(references(oid, record))
+        except ValueError:
+            return None
+
+    def _count(self, number: int) -> int:
+        return self._engine.counts.count(pack_uint64(number))
+
+
+def _budget(spent: int) -> int:
+    """Return the budget of a search for a suspect for which so many records were read before."""
+    return next((budget for below, budget in BUDGETS if spent < below), LAST_BUDGET)
