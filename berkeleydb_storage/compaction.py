@@ -28,7 +28,7 @@ from typing import NamedTuple
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.checkpoint import LOG_BYTES, Checkpointer
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.environment import CUT, GIVE_BACK, LIBRARY_ERRORS, MERGE, TABLES, Compacted, reading
+from berkeleydb_storage.environment import CUT, GIVE_BACK, LIBRARY_ERRORS, MERGE, TABLES, reading
 from berkeleydb_storage.errors import OptionError, ReadOnlyError, StorageClosed
 from berkeleydb_storage.files import PAGE_SIZE
 
@@ -60,7 +60,7 @@ EASY = 10e-6
 ROOM_SHARE = 2
 """A page that a step goes through takes a half (1/2) of its size, times what `Room` allows for: 4 of 6 KB measured."""
 SMALL = 64
-"""Pages of a table that is compacted in three steps; so few free ones are always worth the library's looking at them."""
+"""Pages of a table that is compacted in three steps; the library may always look at so many free ones."""
 
 Progress = Callable[[str, int], None]
 
@@ -229,8 +229,9 @@ class _Compaction:
     def _whole(self, how: int) -> Step:
         """Compact the whole table in one step."""
         with self._holding():
-            done = self._call(None, None, how, SMALL)
-        return self._step(done.returned)
+            before = self._returned
+            self._call(None, None, how, SMALL)
+        return self._step(self._returned - before)
 
     def _btree(self, merge: bool) -> Steps:
         """Merge from the first key on, and give back from the last one on, in turns.
@@ -312,15 +313,16 @@ class _Compaction:
         """Return a key; None for what is above the last one there can be."""
         return number.to_bytes(self._length, "big") if number < self._above else None
 
-    def _call(self, start: bytes | None, stop: bytes | None, how: int, pages: int) -> Compacted:
+    def _call(self, start: bytes | None, stop: bytes | None, how: int, pages: int) -> None:
         """Let the library compact about so many pages. The mutex is held."""
         self._engine.need_room(pages * PAGE_SIZE // ROOM_SHARE)
         failpoints.reached("compact.begun")
-        done = self._environment.compact(self._name, start, stop, how, FILL if how == MERGE else ANY_FILL)
-        failpoints.reached("compact.returned" if done.returned else "compact.merged")
-        self._free = max(0, self._free + done.freed - done.returned)
-        self._returned += done.returned
-        return done
+        before = self._environment.extent(self._name).pages
+        freed = self._environment.compact(self._name, start, stop, how, FILL if how == MERGE else ANY_FILL)
+        returned = before - self._environment.extent(self._name).pages
+        failpoints.reached("compact.returned" if returned else "compact.merged")
+        self._free = max(0, self._free + freed - returned)
+        self._returned += returned
 
     @contextmanager
     def _holding(self) -> Iterator[None]:

@@ -52,7 +52,7 @@ WRITE_NO_SYNC: int = db.DB_TXN_WRITE_NOSYNC
 MERGE: int = 0
 """How to compact: rows of neighbouring pages are put together; the pages that get empty are free, and stay."""
 GIVE_BACK: int = db.DB_FREE_SPACE
-"""As `MERGE`, and pages at the end of the file move to free ones before them; what is then free at the end is cut off."""
+"""As `MERGE`; and pages at the end of the file move to free ones before them, and what is free there is cut off."""
 CUT: int = db.DB_FREELIST_ONLY
 """The pages that are free at the end of the file are cut off, and nothing else."""
 
@@ -150,15 +150,6 @@ class Extent(NamedTuple):
     """All pages of its file."""
     buckets: int
     """Of a table of type hash; else 0."""
-
-
-class Compacted(NamedTuple):
-    """What became of the pages of a range that was compacted."""
-
-    freed: int
-    """That got empty."""
-    returned: int
-    """That were cut off."""
 
 
 def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
@@ -396,7 +387,7 @@ class Environment:
         """
         return files.free_pages(self.path / (name + TABLE_SUFFIX), limit)
 
-    def compact(self, name: str, start: bytes | None, stop: bytes | None, how: int, fill: int) -> Compacted:
+    def compact(self, name: str, start: bytes | None, stop: bytes | None, how: int, fill: int) -> int:
         """Compact a range of a table, in transactions of its own, of which no one has a begin or an end outside.
 
         Nobody may read or write the table meanwhile. Cost: 5 microseconds a page that is looked at, 25 one that is
@@ -410,11 +401,14 @@ class Environment:
             how: `MERGE`, `GIVE_BACK` or `CUT`.
             fill: percent of a page that are to be full.
 
+        Returns:
+            How many pages merging made free.
+
         Raises:
             LIBRARY_ERRORS: it could not go on. What was done is done, and no row is lost.
         """
         done = self.tables[name].compact(start=start, stop=stop, flags=how, compact_fillpercent=fill)
-        return Compacted(done["pages_free"], done["pages_truncated"])
+        return done["pages_free"]
 
     def close(self) -> None:
         """Close the tables and the environment, after a checkpoint. Once only."""

@@ -27,6 +27,7 @@ from berkeleydb_storage import (
     GarbageThread,
     OptionError,
     ReadOnlyError,
+    compaction,
     failpoints,
 )
 
@@ -99,6 +100,25 @@ def commit_many(report, path, options, objects):
             storage.store(oid(key), record(key, 0, data=b"x" * 200))
         report("many")
         storage.end()
+
+
+def compact(report, path, options, how, objects, hold):
+    """Store objects and delete most of them, with commits in between all steps of a compaction; again and again."""
+    with BerkeleyDBStorage(path, **policies(how), **options) as storage:
+        (hub,) = set_up(storage, 1, report)
+        writer = Writer(storage.session(), 0, hub, report)
+        while True:
+            storage.begin()
+            for _ in range(objects):
+                key = number(storage.new_oid())
+                report(f"oid {key}")
+                storage.store(oid(key), record(key, data=b"%d" % key * 40))
+            storage.end()
+            writer.next()
+            storage.pack()
+            storage.checkpoint()
+            for _ in compaction.compact(storage._engine, hold=hold):
+                writer.next()
 
 
 def open_and_close(report, path, options):

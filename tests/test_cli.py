@@ -395,7 +395,7 @@ def test_a_destination_with_objects(db, tmp_path, capsys):
     assert contents(db) == before
 
 
-@pytest.mark.parametrize("command", ["check", "stat", "census", "dump", "pack"])
+@pytest.mark.parametrize("command", ["check", "stat", "census", "dump", "pack", "compact"])
 def test_a_directory_that_does_not_exist(command, tmp_path, capsys):
     shown = run_here(capsys, command, tmp_path / "nothing", code=2)
     assert shown.err.startswith(f"durus-bdb: {tmp_path}/nothing does not exist")
@@ -409,7 +409,7 @@ def test_an_empty_directory_stays_empty(command, tmp_path, capsys):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["check", "census", "dump", "pack"])
+@pytest.mark.parametrize("command", ["check", "census", "dump", "pack", "compact"])
 def test_a_storage_in_use(command, db, open_storage, capsys):
     open_storage()
     assert f"is in use by this process ({os.getpid()})" in run_here(capsys, command, db, code=2).err
@@ -522,6 +522,23 @@ def test_an_interrupted_pack_goes_on_later(open_storage, directory):
     assert "durus-bdb: interrupted; what was deleted is gone" in done.stderr
     assert 1 < len(contents(directory)) < 500
     run("pack", directory)
+    assert len(contents(directory)) == 1
+
+
+def test_compact(open_storage, directory):
+    storage = open_storage(garbage_collection=GarbageManual())
+    storage.migrate([(oid(0), record(0))] + [(oid(n), record(n, data=bytes(2000))) for n in range(1, 500)])
+    storage.close()
+    run("pack", directory)
+    before = sum(path.stat().st_size for path in directory.glob("*.db"))
+    done = run_signalled("compact.begun", signal.SIGINT, 1, "compact", directory)
+    assert done.returncode == 130
+    assert "durus-bdb: interrupted; what was given back is; to go on, run the same command" in done.stderr
+    out, _ = run("compact", directory)
+    assert f"compacted {directory}: " in out
+    values = json.loads(run("compact", directory, "--json")[0])
+    assert values["before"] == values["after"] < before / 2
+    assert values["directory"] == str(directory)
     assert len(contents(directory)) == 1
 
 

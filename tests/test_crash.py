@@ -170,8 +170,39 @@ def test_killed_while_a_migration_is_undone(tmp_path, children, name):
     assert not check_pages(case.path)
 
 
+COMPACTING = {"objects": 1200, "hold": 1e-4}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [name for name in failpoints.NAMES if name.startswith("compact.")])
+def test_killed_while_it_compacts(tmp_path, children, name, mode):
+    case = Case(tmp_path / "storage", children, mode)
+    for count in (1, 2) if name == "compact.done" else (1, 2, 7, 20):
+        case.kill_at(name, count, "compact", how="none", **COMPACTING)
+        case.survives()
+    assert case.losing or case.history.lost == 0
+
+
+@pytest.mark.parametrize("how", ["none", "threads"])
+@pytest.mark.parametrize("type", ["btree", "hash"])
+def test_killed_while_it_compacts_at_random_moments(tmp_path, children, type, how, capsys):
+    case = Case(tmp_path / "storage", children, "durable", type)
+    source = random.Random(type + how)
+    for _ in range(KILLS // 8):
+        children.start("compact", case.path, options=case.options, how=how, **COMPACTING)
+        time.sleep(source.uniform(LONGEST / 4, LONGEST * 3))
+        children.kill()
+        assert children.wait() == KILLED
+        case.kills += 1
+        case.take_reports()
+        case.survives()
+    assert case.history.lost == 0
+    print_totals(capsys, case, f"compacting, {type}, {how}")
+
+
 def test_every_crash_point_is_visited_here():
     visited = {*WORKING, "open.marked", "recover.begin", "recover.done", "undo.begun"}
+    visited |= {name for name in failpoints.NAMES if name.startswith("compact.")}
     assert visited | {name for name in failpoints.NAMES if name.startswith("migrate.")} == set(failpoints.NAMES)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from crash_model import History, Writer, read_hub, set_up
+from durus.serialize import pack_record
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -24,6 +25,7 @@ from berkeleydb_storage import (
     GarbageInline,
     GarbageManual,
     GarbageThread,
+    compaction,
     environment,
     failpoints,
 )
@@ -280,6 +282,56 @@ def test_packing_on_a_full_disk(disk):
     disk.clear()
     case.storage.pack()
     assert case.storage.statistics().garbage == 0
+    case.goes_on()
+
+
+def garbage(case, objects=1500):
+    """Store objects that nothing refers to, and delete them."""
+    case.storage.begin()
+    for _ in range(objects):
+        key = case.storage.new_oid()
+        case.storage.store(key, pack_record(key, b"x" * 500, b""))
+    case.storage.end()
+    case.storage.checkpoint()
+    case.storage.pack()
+    case.storage.checkpoint()
+
+
+def test_compacting_on_a_full_disk(disk):
+    case = Case(disk)
+    case.commit(STEPS)
+    garbage(case)
+    disk.fill()
+    with pytest.raises(DiskFullError, match=r"no room|bytes free"):
+        case.storage.compact()
+    disk.clear()
+    assert case.storage.compact() > 500_000
+    case.goes_on()
+
+
+@pytest.mark.parametrize("leave", [0, 5_000, 50_000])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("times", [1, 3, 10])
+def test_the_disk_fills_up_while_it_compacts(disk, monkeypatch, mode, leave, times):
+    monkeypatch.setattr(compaction, "SMALL", 8)
+    case = Case(disk, mode)
+    case.commit(STEPS)
+    garbage(case)
+    left = times
+
+    def fill(name):
+        nonlocal left
+        left -= name == "compact.begun"
+        if name == "compact.begun" and not left:
+            disk.fill(leave)
+
+    monkeypatch.setattr(failpoints, "hook", fill)
+    outcome(lambda: case.storage.compact(hold=1e-4))
+    monkeypatch.setattr(failpoints, "hook", None)
+    assert left <= 0
+    case.is_whole(case.storage)
+    disk.clear()
+    case.storage.compact()
     case.goes_on()
 
 
