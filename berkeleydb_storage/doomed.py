@@ -48,7 +48,8 @@ class Doomed:
     @property
     def left(self) -> int:
         """How many are not deleted yet."""
-        return self.closed.range_cardinality(self._start, self.closed.max() + 1) if self.closed else 0
+        closed = self.closed
+        return closed.range_cardinality(self._start, closed.max() + 1) if closed else 0
 
     def among(self, oids: Collection[bytes]) -> list[bytes]:
         """Return those of the objects that are doomed."""

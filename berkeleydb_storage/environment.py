@@ -110,8 +110,10 @@ class Table(Protocol):
     def __getitem__(self, key: bytes) -> bytes:
         """Return the value; KeyError where there is none."""
 
-    def get(self, key: bytes, default: None = None, *, txn: Transaction | None = None) -> bytes | None:
-        """Return the value or None."""
+    def get(
+        self, key: bytes, default: None = None, *, txn: Transaction | None = None, dlen: int = -1, doff: int = -1
+    ) -> bytes | None:
+        """Return the value, or `dlen` bytes of it from `doff`, or None."""
 
     def put(self, key: bytes, value: bytes, txn: Transaction | None = None, flags: int = 0) -> None:
         """Store a row."""

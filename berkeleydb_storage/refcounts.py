@@ -38,6 +38,7 @@ from berkeleydb_storage.format import (
 
 PATIENCE = 256
 """Records that are read for a suspect, in all, whenever its count falls."""
+NO_SUSPECT = Suspect(0, 0, PENDING)
 LAST_PATIENCE = 512
 """Beyond `PATIENCE` only an application's commit makes it a suspect again, and only up to this many records."""
 
@@ -109,14 +110,14 @@ class ReferenceCounts:
         elif before != 1:
             self._counts.delete(oid, txn=transaction)
 
-    def _suspect(self, oid: bytes, count: int, now: int, patience: int, transaction: Transaction) -> None:
+    def _suspect(self, oid: bytes, count: int, since: int, patience: int, transaction: Transaction) -> None:
         """Note an object whose count fell, though not to 0: it may hang on a dead cycle."""
         if not count or oid == ROOT_OID:
             return
         row = self._suspects.get(oid)
-        spent = 0 if row is None else unpack_suspect(row).spent
+        last, spent, _ = NO_SUSPECT if row is None else unpack_suspect(row)
         if spent < patience:
-            self._suspects.put(oid, pack_suspect(Suspect(now, spent, PENDING)), txn=transaction)
+            self._suspects.put(oid, pack_suspect(Suspect(max(since, last), spent, PENDING)), txn=transaction)
             self.pending.add(unpack_uint64(oid))
             self.suspects += row is None
 
@@ -196,12 +197,12 @@ class ReferenceCounts:
         row = self._counts.get(oid)
         return 1 if row is None else unpack_count(row)[0]
 
-    def drop_reference(self, oid: bytes, now: int, transaction: Transaction, *, suspecting: bool = True) -> bool:
+    def drop_reference(self, oid: bytes, since: int, transaction: Transaction, *, suspecting: bool = True) -> bool:
         """Lower the count of an object because a referrer was deleted.
 
         Args:
             oid: the object.
-            now: microseconds since the epoch.
+            since: when the referrer became garbage, in microseconds since the epoch.
             transaction: the one that deletes the referrer.
             suspecting: whether it may hang on a dead cycle now.
 
@@ -216,12 +217,12 @@ class ReferenceCounts:
             if oid == ROOT_OID:
                 raise _negative(oid)
             return True
-        before, since = unpack_count(row)
+        before, _ = unpack_count(row)
         if before == 0:
             raise _negative(oid)
-        self._write(oid, before, since, before - 1, now, transaction)
+        self._write(oid, before, 0, before - 1, since, transaction)
         if suspecting:
-            self._suspect(oid, before - 1, now, PATIENCE, transaction)
+            self._suspect(oid, before - 1, since, PATIENCE, transaction)
         return False
 
     def forget(self, oid: bytes, transaction: Transaction) -> None:

@@ -413,6 +413,7 @@ class _Running:
         for worker in self._workers:
             worker.stop()
         self.engine.stop()
+        self.collector.close()
         if self.checkpointer is not None:
             self.checkpointer.stop()
             failpoints.reached("close.checkpointed")

@@ -72,6 +72,7 @@ class Collector:
         self._suspicion = Suspicion(engine, self._deletion)
         self._pack: Pack | None = None
         self._steps: Generator[Step] | None = None
+        self._flip = False  # the queue and the suspects take turns
         self._ended = 0  # full packs that are complete
         self._tickets: list[int] = []  # the numbers of those that somebody waits for
         self._by_policy = False  # whether the policy wants one
@@ -189,8 +190,8 @@ class Collector:
             return True
 
     def _wanted(self) -> bool:
-        """Whether a full pack is asked for that has not ended."""
-        return self._by_policy or bool(self._tickets)
+        """Whether a full pack is asked for that has not ended, or one has begun to delete, which it must go on with."""
+        return self._by_policy or bool(self._tickets) or (self._pack is not None and self._pack.sweeping)
 
     def _policy_packs(self, numbers: GarbageNumbers) -> bool:
         wants = getattr(self.policy, "pack", None)  # policies written for the first release have none
@@ -220,19 +221,25 @@ class Collector:
 
     def collect(self, limit: int, until: int) -> int:
         """Do a step with what has no referrer, only; as `step`. One thread at a time."""
-        return self._account(self._deletion.collect(limit, until))
+        return self._account(self._deletion.collect(limit, until)) if self._engine.counts.garbage else 0
 
     def _local_step(self, limit: int, until: int) -> int:
         """Do a step of what needs no full pack; nothing that could come in the way of one."""
-        engine = self._engine
-        if engine.doomed.closed:
-            return self._account(self._deletion.sweep(limit)) if self._steps is None else 0
-        if engine.counts.garbage and (done := self.collect(limit, until)):
-            return done
-        if self._steps is None and (engine.counts.pending or not self._suspicion.complete):
-            looked = self._suspicion.step(limit, until)
-            return looked.reads + self._account(looked.deleted, looked.reads)
-        return 0
+        if self._engine.doomed.closed:
+            return 0 if self._pack is not None and self._pack.sweeping else self._sweep(limit)
+        first, second = (self.collect, self._look) if self._flip else (self._look, self.collect)
+        self._flip = not self._flip
+        return first(limit, until) or second(limit, until)
+
+    def _sweep(self, limit: int) -> int:
+        return self._account(self._deletion.sweep(limit))
+
+    def _look(self, limit: int, until: int) -> int:
+        """Do a step with the suspects; while a full pack goes on that is left to it."""
+        if self._wanted() or not (self._engine.counts.pending or not self._suspicion.complete):
+            return 0
+        looked = self._suspicion.step(limit, until)
+        return looked.reads + self._account(looked.deleted, looked.reads)
 
     def _pack_step(self) -> int:
         """Do a step of a full pack; return how many records it was about."""
@@ -252,6 +259,11 @@ class Collector:
         self.packing = Packing(step.activity, done, step.total)
         self._account(step.deleted, step.reads)
         return step.done
+
+    def close(self) -> None:
+        """Let go of a pack under way: the storage is being closed."""
+        with self._one:
+            self._drop()
 
     def _begin(self) -> None:
         with self._engine.lock:

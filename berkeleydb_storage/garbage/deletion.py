@@ -27,11 +27,14 @@ from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.format import pack_oids, pack_uint64, references, unpack_oids, unpack_uint64
+from berkeleydb_storage.room import AMPLIFICATION
 
 logger = logging.getLogger(__name__)
 
 STEP = 50
 """Objects a step: about half a millisecond with the mutex."""
+STEP_BYTES = 1 << 20
+"""Bytes of records that a step deletes at most, but for its last record: the library logs them all."""
 FAN = 500
 """References that a step lets go of at most: some 4 milliseconds. A record with more is split first."""
 NOTHING = dumps(Persistent, 2) + compress(dumps({}, 2))
@@ -93,18 +96,24 @@ class Deletion:
                 return Deleted(0, 0, 0)
             with engine.change() as change:
                 failpoints.reached("sweep.begun")
-                start = self._sweep(batch, engine.doomed.closed, change, suspecting)
+                start = self._sweep(batch, engine.doomed.closed, change.now, change, suspecting=suspecting)
                 engine.doomed.advance(start, change.transaction)
                 failpoints.reached("sweep.written")
             engine.doomed.advanced(start)
         failpoints.reached("sweep.committed")
         return Deleted(len(batch), len(change.deleted), self._size)
 
-    def delete_closed(self, closed: BitMap64, change: Change) -> Deleted:
-        """Delete a closed set within a transaction of the caller, or doom it where that is too much for one."""
+    def delete_closed(self, closed: BitMap64, since: int, change: Change) -> Deleted:
+        """Delete a closed set within a transaction of the caller, or doom it where that is too much for one.
+
+        Args:
+            closed: the set.
+            since: when it became garbage, in microseconds since the epoch.
+            change: the transaction.
+        """
         self._size = 0
         batch = list(islice(closed, STEP))
-        start = self._sweep(batch, closed, change, suspecting=True)
+        start = self._sweep(batch, closed, since, change, suspecting=True)
         if start <= closed.max():
             self._engine.doomed.doom(closed, start, change.transaction)
             change.dooms = True
@@ -125,7 +134,11 @@ class Deletion:
         """Delete from the queue within a transaction; return how many entries and objects were done with."""
         orphans: list[tuple[int, bytes]] = []
         done = dropped = 0
-        while done < limit and (entry := orphans.pop() if orphans else self._take(until, change)):
+        while (
+            done < limit
+            and self._size <= STEP_BYTES
+            and (entry := orphans.pop() if orphans else self._take(until, change))
+        ):
             since, oid = entry
             record = self._found(oid, change)
             children = _children(oid, record)
@@ -135,16 +148,14 @@ class Deletion:
                 done += 1
                 break
             done += 1
-            if record:
-                change.delete(oid)
-            self._size += len(record)
+            self._delete(oid, record, change)
             dropped += len(children)
-            orphans += [(since, child) for child in self._drop(children, change, suspecting=True)]
+            orphans += [(since, child) for child in self._drop(children, since, change, suspecting=True)]
         for since, oid in orphans:
             self._engine.counts.condemn(oid, since, change.transaction)
         return done
 
-    def _sweep(self, batch: Sequence[int], closed: BitMap64, change: Change, suspecting: bool) -> int:
+    def _sweep(self, batch: Sequence[int], closed: BitMap64, since: int, change: Change, *, suspecting: bool) -> int:
         """Delete objects of a closed set within a transaction, in this order; return the number up to which it got."""
         counts, transaction = self._engine.counts, change.transaction
         dropped = 0
@@ -153,23 +164,31 @@ class Deletion:
             record = self._engine.objects.get(oid) or b""
             children = _outside(oid, record, closed)
             if dropped + len(children) > FAN:
-                if dropped or not self._part(children, change.now, change):
+                if dropped or not self._part(children, since, change):
                     return number
                 children = []
             counts.unqueue_doomed(oid, transaction)
-            if record:
-                change.delete(oid)
-            self._size += len(record)
+            self._delete(oid, record, change)
             dropped += len(children)
-            for child in self._drop(children, change, suspecting=suspecting):
-                counts.condemn(child, change.now, transaction)
+            for child in self._drop(children, since, change, suspecting=suspecting):
+                counts.condemn(child, since, transaction)
+            if self._size > STEP_BYTES:
+                return number + 1
         return batch[-1] + 1
 
-    def _drop(self, children: Sequence[bytes], change: Change, *, suspecting: bool) -> list[bytes]:
+    def _delete(self, oid: bytes, record: bytes, change: Change) -> None:
+        """Delete an object, if it exists, and account for it."""
+        if len(record) > STEP_BYTES:
+            self._engine.need_room(len(record) // AMPLIFICATION)  # the log gets as much
+        if record:
+            change.delete(oid)
+        self._size += len(record)
+
+    def _drop(self, children: Sequence[bytes], since: int, change: Change, *, suspecting: bool) -> list[bytes]:
         """Lower the counts of what a deleted object referred to; return those that have no referrer any more."""
-        drop, now, transaction = self._engine.counts.drop_reference, change.now, change.transaction
+        drop, transaction = self._engine.counts.drop_reference, change.transaction
         change.touch(children)
-        return [child for child in children if drop(child, now, transaction, suspecting=suspecting)]
+        return [child for child in children if drop(child, since, transaction, suspecting=suspecting)]
 
     def _take(self, until: int, change: Change) -> tuple[int, bytes] | None:
         """Take the oldest entry out of the queue; None where none is as old as `until`. Wrong ones are dropped."""

@@ -23,6 +23,8 @@ from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import ROOT_OID, pack_oids, pack_uint64, references, unpack_oids, unpack_uint64
 
 ROOT = 0
+TRACE_BYTES = 1 << 20
+"""Bytes of records that a step reads at most, but for its last record."""
 CHUNK = 1 << 16
 """Oids whose absence from the marks is looked at together."""
 
@@ -49,7 +51,6 @@ class Mark:
         self._position = 0  # the grey ones are read in the order of their oids, round and round
         self.garbage = BitMap64()
         self._looked = 0  # up to here it is known what exists and is not marked
-        self.reads = 0
 
     def close(self) -> None:
         """End the watch."""
@@ -71,14 +72,25 @@ class Mark:
         with engine.lock, engine.explaining():
             engine.require_open()
             self.take_touched()
-            batch = self._next(limit)
-            rows = [(oid, engine.objects.get(oid)) for oid in pack_oids(batch)]
-        if batch:
+            rows = self._read(self._next(limit))
+        if rows:
             self._shade(_targets(rows))
-            self._grey.difference_update(BitMap64(batch))
-            self._position = batch[-1] + 1
-            self.reads += len(batch)
-        return len(batch)
+            read = unpack_oids([oid for oid, _ in rows])
+            self._grey.difference_update(BitMap64(read))
+            self._position = read[-1] + 1
+        return len(rows)
+
+    def _read(self, batch: list[int]) -> list[tuple[bytes, bytes | None]]:
+        """Read objects, and no more of them once they have `TRACE_BYTES`."""
+        rows: list[tuple[bytes, bytes | None]] = []
+        size = 0
+        for oid in pack_oids(batch):
+            record = self._engine.objects.get(oid)
+            rows.append((oid, record))
+            size += len(record or b"")
+            if size > TRACE_BYTES:
+                break
+        return rows
 
     def take_touched(self) -> bool:
         """Mark what was touched; return whether there is something to be read. The caller holds the mutex."""

@@ -52,6 +52,8 @@ class Pack:
         self._ordered = ordered
         self.begun = False
         """Whether what becomes garbage from now on is no business of this pack."""
+        self.sweeping = False
+        """Whether what is doomed is what this pack found. Nothing else can be collected until it is swept."""
 
     def steps(self) -> Generator[Step]:
         """Pack; each item is what a step has done.
@@ -84,10 +86,12 @@ class Pack:
         while (looked := mark.look(LOOK)) and not mark.spoiled:
             yield Step("looking", looked, None)
         while not mark.spoiled and not self._doom(mark):
+            yield from self._sweep(suspecting=True)
             yield from self._mark(mark)
         if mark.spoiled:
             return False
         yield from self._sweep(suspecting=False)
+        self.sweeping = False
         yield from self._clear(mark)
         return True
 
@@ -96,10 +100,10 @@ class Pack:
             yield Step("marking", read, self._engine.size, read)
 
     def _doom(self, mark: Mark) -> bool:
-        """Doom what is not marked; False where something was touched that leads to more."""
+        """Doom what is not marked; False where something was touched that leads to more, or something is doomed."""
         engine = self._engine
         with engine.lock:
-            if mark.take_touched() or mark.spoiled:
+            if engine.doomed.closed or mark.take_touched() or mark.spoiled:
                 return False
             garbage = mark.garbage - mark.marked
             if garbage:
@@ -107,6 +111,7 @@ class Pack:
                     failpoints.reached("doom.begun")
                     self._deletion.doom(garbage, change)
                     failpoints.reached("doom.written")
+                self.sweeping = True
                 failpoints.reached("doom.committed")
         return True
 

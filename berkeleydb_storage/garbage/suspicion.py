@@ -14,10 +14,10 @@ from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.format import (
     ACQUITTED,
     META_SEARCHED,
-    OID_LENGTH,
     PENDING,
     UNSETTLED,
     Suspect,
+    pack_oids,
     pack_uint64,
     references,
     unpack_oids,
@@ -32,8 +32,8 @@ BUDGETS = ((64, 64), (PATIENCE, PATIENCE - 64))
 LAST_BUDGET = 4
 """Budget once `PATIENCE` is used up: enough to find a set whose top the suspect is."""
 MOST = (1 << 32) - 1
-LARGE = OID_LENGTH * 4096
-"""Bytes of references in a record that is too large to be looked at under the mutex."""
+LARGE = 1 << 16
+"""Bytes of a record that is too large to be looked at."""
 
 
 class Looked(NamedTuple):
@@ -86,7 +86,7 @@ class Suspicion:
             with engine.explaining():
                 search.run(self._read, self._count, limit)
             reads = search.reads - before
-            deleted = NOTHING if search.outcome is None else self._conclude(search)
+            deleted = NOTHING if search.outcome is None else self._conclude(search, until)
         if deleted.done:
             failpoints.reached("search.committed")
         return Looked(passed + reads, deleted)
@@ -111,8 +111,8 @@ class Suspicion:
         for number in list(islice(counts.pending.iter_equal_or_larger(self._position), limit)):
             self._position = number + 1
             suspect = counts.suspect(pack_uint64(number))
-            if suspect is None or suspect.state != PENDING:
-                counts.pending.discard(number)
+            if suspect is None or suspect.state != PENDING or not counts.count(pack_uint64(number)):
+                counts.pending.discard(number)  # where the count is 0, the queue has it
             elif suspect.since <= until:
                 self._suspect = suspect
                 self._search = Search(number, _budget(suspect.spent), self._account)
@@ -124,25 +124,34 @@ class Suspicion:
             return 0
         return passed
 
-    def _conclude(self, search: Search) -> Deleted:
+    def _conclude(self, search: Search, until: int) -> Deleted:
         """Delete what was found, or note what is known now. The caller holds the mutex."""
         engine, oid = self._engine, pack_uint64(search.suspect)
+        since = self._garbage_since(search)
         disturbed = self._watch.spoiled or not self._watch.touched.isdisjoint(search.closed)
         deleted = NOTHING
         with engine.change() as change:
             failpoints.reached("search.begun")
             engine.set_meta(META_SEARCHED, pack_uint64(change.now), change.transaction)
-            if search.outcome == CLOSED and not disturbed:
-                deleted = self._deletion.delete_closed(search.closed, change)
+            if search.outcome == CLOSED and not disturbed and since <= until:
+                deleted = self._deletion.delete_closed(search.closed, since, change)
             elif engine.counts.suspect(oid) is not None:
-                engine.counts.note_search(oid, self._after(search, disturbed), change.transaction)
+                engine.counts.note_search(oid, self._after(search, since, disturbed), change.transaction)
             failpoints.reached("search.written")
         self._account += len(search.closed) if deleted.done else -search.reads
         self._end()
         return deleted
 
-    def _after(self, search: Search, disturbed: bool) -> Suspect:
+    def _garbage_since(self, search: Search) -> int:
+        """Return when the last object of a closed set lost a reference from outside."""
+        counts = self._engine.counts
+        suspects = (counts.suspect(oid) for oid in pack_oids(search.closed & counts.pending))
+        return max((suspect.since for suspect in suspects if suspect is not None), default=0)
+
+    def _after(self, search: Search, since: int, disturbed: bool) -> Suspect:
         """Return what is known of a suspect that stays."""
+        if search.outcome == CLOSED and not disturbed:
+            return self._suspect._replace(since=since)
         current = self._engine.counts.suspect(pack_uint64(search.suspect)) or self._suspect
         disturbed = disturbed or current.since != self._suspect.since
         spent = min(self._suspect.spent + (PATIENCE // 4 if disturbed else search.reads), MOST)
@@ -161,8 +170,8 @@ class Suspicion:
     def _read(self, number: int) -> tuple[int, ...] | None:
         """Return what an object refers to; None where it is gone, malformed or large."""
         oid = pack_uint64(number)
-        record = self._engine.objects.get(oid)
-        if record is None or len(record) > LARGE + int.from_bytes(record[OID_LENGTH : OID_LENGTH + 4], "big"):
+        record = self._engine.objects.get(oid, dlen=LARGE, doff=0)
+        if record is None or len(record) == LARGE:
             return None
         try:
             return unpack_oids(references(oid, record))
