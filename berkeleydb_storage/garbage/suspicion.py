@@ -31,6 +31,8 @@ BUDGETS = ((64, 64), (PATIENCE, PATIENCE - 64))
 """Records spent so far on a suspect, less than the first number: budget of its next search."""
 LAST_BUDGET = 4
 """Budget once `PATIENCE` is used up: enough to find a set whose top the suspect is."""
+ROWS_A_READ = 5
+"""Suspects that are taken into memory in the time that it takes to read a record and look at it."""
 MOST = (1 << 32) - 1
 LARGE = 1 << 16
 """Bytes of a record that is too large to be looked at."""
@@ -98,11 +100,12 @@ class Suspicion:
 
     def _find(self, start: bytes, limit: int) -> int:
         """Take suspects of before the opening into memory; return how many."""
-        found = self._engine.counts.suspected(start, limit)
+        rows = limit * ROWS_A_READ
+        found = self._engine.counts.suspected(start, rows)
         for oid, suspect in found:
             self._engine.counts.remember(oid, suspect)
-        self._unread = found[-1][0] + b"\0" if len(found) == limit else None
-        return len(found)
+        self._unread = found[-1][0] + b"\0" if len(found) == rows else None
+        return -(-len(found) // ROWS_A_READ)
 
     def _begin(self, limit: int, until: int) -> int:
         """Begin a search for the next suspect that is old enough; return how many were passed over."""
