@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from durus.storage import Storage
@@ -16,8 +16,6 @@ POPULAR = 5
 """Objects that many others refer to."""
 SHARE = 0.3
 """How many of the nodes of trees and rings refer to a popular object."""
-TREE = 1000
-"""Objects in a tree that lives."""
 
 
 class Graph:
@@ -57,10 +55,7 @@ class Graph:
             size: objects in it.
             holder: what the top refers to as its parent, and is to refer to the top; None: nothing does.
         """
-        top = self.add()
-        if holder is not None:
-            self.refs[top].append(holder)
-            self.refs[holder].append(top)
+        top = self.add() if holder is None else self._child(holder)
         waiting = [(top, size - 1)]
         while waiting:
             node, below = waiting.pop()
@@ -80,17 +75,29 @@ class Graph:
         self.refs[node] += children
         return list(zip(children, shares, strict=True))
 
-    def grown(self, trees: int, size: int) -> None:
-        """Add trees that grew object by object, all at the same time, each below the root."""
-        nodes = [[self.add(ROOT)] for _ in range(trees)]
-        self.refs[ROOT] += [tree[0] for tree in nodes]
-        for _ in range(trees * (size - 1)):
-            tree = self.random.choice(nodes)
-            parent = self.random.choice(tree)
-            child = self.add(parent)
-            self.refs[parent].append(child)
+    def grown(self, holders: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Add trees that grew object by object, all at the same time.
+
+        Args:
+            holders: of each, what its top refers to as its parent, and is to refer to the top.
+            sizes: objects in each.
+
+        Returns:
+            Their tops.
+        """
+        trees = [[self._child(holder)] for holder in holders]
+        turns = [tree for tree, size in zip(trees, sizes, strict=True) for _ in range(size - 1)]
+        self.random.shuffle(turns)
+        for tree in turns:
+            child = self._child(self.random.choice(tree))
             self.liked(child)
             tree.append(child)
+        return [tree[0] for tree in trees]
+
+    def _child(self, parent: int) -> int:
+        child = self.add(parent)
+        self.refs[parent].append(child)
+        return child
 
     def linked(self, size: int) -> list[int]:
         """Add a doubly linked list; return its objects."""
@@ -108,15 +115,18 @@ class Graph:
             self.liked(one)
         return self.random.choice(numbers)
 
-    def below(self, number: int, parent: int) -> set[int]:
-        """Return the subtree of an object whose parent is `parent`, popular ones left out."""
-        found, waiting = {number}, [number]
-        without = {parent, *self.popular}
-        while waiting:
-            fresh = set(self.refs[waiting.pop()]) - found - without
-            found |= fresh
-            waiting += fresh
-        return found
+    def branching(self, size: int, branches: int = 20) -> int:
+        """Add a tree without pointers to parents; return its top."""
+        numbers = [self.add() for _ in range(size)]
+        for place, number in enumerate(numbers[1:]):
+            self.refs[numbers[place // branches]].append(number)
+        return numbers[0]
+
+    def drop(self, storage: Storage, holder: int, *numbers: int) -> None:
+        """Commit that an object refers to some others no more."""
+        gone = set(numbers)
+        self.refs[holder] = [ref for ref in self.refs[holder] if ref not in gone]
+        self.store(storage, holder)
 
     def record(self, number: int, version: int = 0) -> bytes:
         """Return the record of an object."""
