@@ -46,9 +46,10 @@ CACHE_SHARE = 4
 """At most this fraction (1/4) of the cache is free pages that merging made."""
 WORTH, WORTH_MANY = 32, 4
 """A step that gives back goes through at least this fraction (1/32) of as many pages as are free, because the library
-looks at all of those; 1/4 where they are more than merging makes."""
-USEFUL = 4
-"""One more sweep is worth its while if the last one gave back this fraction (1/4) of what merging makes free."""
+looks at all of those; 1/4 where they are more than half of the cache, so that each look reads them."""
+USEFUL, VAIN = 4, 2
+"""A sweep is in vain if it gives back less than this fraction (1/4) of what merging makes free. Two of them are the
+end: the first may only have moved what stood in the way of the second."""
 COUNTED = 1 << 20
 """Free pages that are counted; the number is for estimates."""
 FIRST_STEP, SMALLEST_STEP = 32, 8
@@ -183,7 +184,7 @@ class _Compaction:
         self._hold = hold
         self._filling = True
         self._held = 0.0
-        self._length = self._above = self._returned = self._most = 0
+        self._length = self._above = self._returned = self._most = self._cached = 0
         self._free = 0
         """An estimate: others use and free pages between the steps."""
 
@@ -192,8 +193,9 @@ class _Compaction:
         with self._holding():
             extent = self._environment.extent(self._name)
             cache = self._environment.cache_statistics()
-        cached = ((cache["gbytes"] << 30) + cache["bytes"]) // PAGE_SIZE // CACHE_SHARE
-        self._most = max(min(int(self._hold / CACHED), cached), int(self._hold / READ), SMALL)
+        pages = ((cache["gbytes"] << 30) + cache["bytes"]) // PAGE_SIZE
+        self._cached = pages // CACHE_SHARE * 2
+        self._most = max(min(int(self._hold / CACHED), pages // CACHE_SHARE), int(self._hold / READ), SMALL)
         self._free = self._environment.free_pages(self._name, COUNTED)
         if extent.buckets:
             yield from self._hash(merge)
@@ -244,8 +246,8 @@ class _Compaction:
             yield self._whole(GIVE_BACK)
             return
         low, end = bounds if merge else (bounds[1], bounds[1])
-        useful = True
-        while low < end or (useful and self._free > 0):
+        vain = 0
+        while low < end or (vain < VAIN and self._free > 0):
             before, high = self._returned, self._above
             while high > bounds[0] and (low < end or self._free > 0):
                 if low < end and self._has_few():
@@ -255,8 +257,8 @@ class _Compaction:
                     returned = self._returned
                     high = self._give_back(bounds[0], high)
                     yield self._step(self._returned - returned)
-            useful = self._returned - before >= self._most // USEFUL
-            self._most <<= not useful
+            vain = vain + 1 if self._returned - before < self._most // USEFUL else 0
+            self._most <<= vain >= VAIN
 
     def _has_few(self) -> bool:
         """Tell whether to merge now: free pages are made until there are enough, and used until half are left."""
@@ -286,7 +288,7 @@ class _Compaction:
         with self._holding():
             start = self._find(self._share(high), -self._giving.pages, first, high - 1)
             self._call(self._key(start), self._key(high), GIVE_BACK, self._giving.pages)
-        self._giving.adapt(self._held, self._free // (WORTH if self._free <= self._most else WORTH_MANY))
+        self._giving.adapt(self._held, self._free // (WORTH if self._free <= self._cached else WORTH_MANY))
         return start
 
     def _find(self, share: float, pages: int, bottom: int, top: int) -> int:

@@ -237,7 +237,7 @@ class BerkeleyDBStorage(Session):
     def compact(self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD) -> int:
         """Return the room of deleted objects to the file system; commits go on between the steps.
 
-        Any thread may call it. It takes about 7 seconds for 1,000,000 objects of which half were deleted, and makes
+        Any thread may call it. It takes about 10 seconds for 1,000,000 objects of which half were deleted, and makes
         checkpoints. A step holds up others for about `hold` seconds, and then rests for as long. It holds them up for
         longer where more pages are free than a quarter of the cache holds: 10 microseconds for each of them.
 

@@ -115,6 +115,7 @@ def test_the_room_of_half_of_the_objects_comes_back(storage, kept):
     assert abs(shorter - returned) <= len(TABLES) * files.PAGE_SIZE  # the library may write a page more than it uses
     assert size(storage) < (0.01 if kept == "nothing" else 0.55) * before
     assert all(files.free_pages(file(storage, name), 1000) < 10 for name in TABLES)
+    assert storage.compact() < 10 * files.PAGE_SIZE
     assert rows(storage, OBJECTS) == expected
 
 
