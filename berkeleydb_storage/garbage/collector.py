@@ -239,7 +239,8 @@ class Collector:
         if self._wanted() or not (self._engine.counts.pending or not self._suspicion.complete):
             return 0
         looked = self._suspicion.step(limit, until)
-        return looked.reads + self._account(looked.deleted, looked.reads)
+        self._account(looked.deleted, looked.reads)
+        return looked.done
 
     def _pack_step(self) -> int:
         """Do a step of a full pack; return how many records it was about."""

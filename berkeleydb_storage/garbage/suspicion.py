@@ -41,8 +41,10 @@ LARGE = 1 << 16
 class Looked(NamedTuple):
     """What a step came to."""
 
+    done: int
+    """Records read or deleted, and suspects that were passed over; 0 where there is nothing to do."""
     reads: int
-    """Records read to find out; suspects that were passed over count as well. 0 where there is nothing to do."""
+    """Records read to find out."""
     deleted: Deleted
 
 
@@ -60,9 +62,9 @@ class Suspicion:
         self._unread: bytes | None = b""  # those of before the opening, from this oid on, are not in memory yet
         self._search: Search | None = None
         self._watch = Watch()
-        self._account = engine.size
-        """Records that may yet be read in vain beyond the budgets. As many as a full mark would read, which settles
-        everything; what is deleted pays into it."""
+        self._vain = 0
+        """Records read in vain since the last full pack, less those that were deleted. Once they are as many as a
+        full mark would read, which settles everything, no search reads more than its budget."""
 
     @property
     def complete(self) -> bool:
@@ -78,12 +80,12 @@ class Suspicion:
         engine = self._engine
         with engine.lock:
             engine.require_open()
-            if self._unread is not None:
-                return Looked(self._find(self._unread, limit), NOTHING)
+            if self._unread is not None and engine.counts.suspects:
+                return Looked(self._find(self._unread, limit), 0, NOTHING)
             passed = 0 if self._search is not None else self._begin(limit, until)
             search = self._search
             if search is None:
-                return Looked(passed, NOTHING)
+                return Looked(passed, 0, NOTHING)
             before = search.reads
             with engine.explaining():
                 search.run(self._read, self._count, limit)
@@ -91,12 +93,12 @@ class Suspicion:
             deleted = NOTHING if search.outcome is None else self._conclude(search, until)
         if deleted.done:
             failpoints.reached("search.committed")
-        return Looked(passed + reads, deleted)
+        return Looked(max(1, passed + reads + deleted.done), reads, deleted)
 
     def forgive(self) -> None:
-        """Drop a search under way, and begin a new account: everything was settled. The caller holds the mutex."""
+        """Drop a search under way, and forget what was read in vain: all is settled. The caller holds the mutex."""
         self._end()
-        self._account = self._engine.size
+        self._vain = 0
 
     def _find(self, start: bytes, limit: int) -> int:
         """Take suspects of before the opening into memory; return how many."""
@@ -105,12 +107,13 @@ class Suspicion:
         for oid, suspect in found:
             self._engine.counts.remember(oid, suspect)
         self._unread = found[-1][0] + b"\0" if len(found) == rows else None
-        return -(-len(found) // ROWS_A_READ)
+        return 1 + len(found) // ROWS_A_READ
 
     def _begin(self, limit: int, until: int) -> int:
         """Begin a search for the next suspect that is old enough; return how many were passed over."""
         counts = self._engine.counts
         passed = 0
+        start = self._position
         for number in list(islice(counts.pending.iter_equal_or_larger(self._position), limit)):
             self._position = number + 1
             suspect = counts.suspect(pack_uint64(number))
@@ -118,14 +121,14 @@ class Suspicion:
                 counts.pending.discard(number)  # where the count is 0, the queue has it
             elif suspect.since <= until:
                 self._suspect = suspect
-                self._search = Search(number, _budget(suspect.spent), self._account)
+                self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
                 self._watch = self._engine.watch()
                 return passed
             passed += 1
-        if passed < limit:
-            self._position = 0
-            return 0
-        return passed
+        if passed == limit:
+            return passed
+        self._position = 0
+        return 1 if start and passed < len(counts.pending) else 0
 
     def _conclude(self, search: Search, until: int) -> Deleted:
         """Delete what was found, or note what is known now. The caller holds the mutex."""
@@ -141,7 +144,7 @@ class Suspicion:
             elif engine.counts.suspect(oid) is not None:
                 engine.counts.note_search(oid, self._after(search, since, disturbed), change.transaction)
             failpoints.reached("search.written")
-        self._account += len(search.closed) if deleted.done else -search.reads
+        self._vain = max(0, self._vain - len(search.closed) if deleted.done else self._vain + search.reads)
         self._end()
         return deleted
 
