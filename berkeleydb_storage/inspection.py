@@ -7,6 +7,7 @@ application, or runs anything that a record says.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import NamedTuple
 from pyroaring import BitMap64
 
 from berkeleydb_storage.directory import CLOSED, CREATING, Description, Directory
+from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.errors import MigrationError, StorageInUse, StorageNotFound
 from berkeleydb_storage.files import TABLE_SUFFIX, log_number
-from berkeleydb_storage.format import pack_uint64, unpack_uint64
+from berkeleydb_storage.format import PENDING, UNSETTLED, pack_uint64, unpack_uint64
 from berkeleydb_storage.garbage.policy import GarbageManual
 from berkeleydb_storage.records import class_name, from_json, to_json, to_text
 from berkeleydb_storage.session import Session
@@ -25,6 +27,10 @@ from berkeleydb_storage.storage import BerkeleyDBStorage
 
 REPORT_EVERY = 2000
 """Records between two calls of `progress`."""
+SUSPECTS = 1_000_000
+"""Suspects that are counted by what is known of them: a second. Where there are more, they are not."""
+BATCH = 500
+"""Suspects that are read at once: half a millisecond with the mutex."""
 
 Progress = Callable[[str, int], None]
 
@@ -73,7 +79,18 @@ class Inside:
     """Objects without referrers, not deleted yet."""
     garbage_age: float | None
     """Seconds since the one that has waited for longest lost its last referrer; None where there is none."""
+    doomed: int
+    """Objects that are being deleted together, not deleted yet; they are neither in `garbage` nor there for anybody."""
     suspects: int
+    """Objects that lost a referrer, and have another, since the last full pack."""
+    suspects_waiting: int | None
+    """Those that are still to be looked at; None where there are too many suspects to count them."""
+    suspects_unsettled: int | None
+    """Those that were looked at, and of which only a full pack can tell whether they are garbage; None as above."""
+    last_search: float | None
+    """When a suspect was last looked at, in seconds since the epoch; None: never."""
+    last_pack: float
+    """When a full pack was last complete; where there was none, when the storage was created or upgraded."""
     transactions: int
     """Ever; those of the collector included."""
     last_transaction: float
@@ -87,7 +104,9 @@ class Inside:
     log_since_checkpoint: int
     """Bytes that a recovery would have to read."""
     collected: int
-    """Objects deleted since the storage was opened."""
+    """Objects that the collector deleted since the storage was opened."""
+    collected_bytes: int
+    """In the records of these."""
     recovered: bool
     """Whether its last owner had not closed it."""
 
@@ -101,10 +120,13 @@ class Inside:
 def figures(storage: BerkeleyDBStorage) -> Inside:
     """Return the figures of a storage that is open in this process. Any thread may call it.
 
+    It reads all suspects, if they are not more than `SUSPECTS`.
+
     Raises:
         StorageClosed, DamagedError: it cannot be read.
     """
     known, engine = storage.statistics(), storage._engine
+    states = _states(engine) if known.suspects <= SUSPECTS else None
     with engine.lock:
         oldest = engine.counts.next_condemned()
         last = engine.journal.state.time
@@ -112,7 +134,12 @@ def figures(storage: BerkeleyDBStorage) -> Inside:
         objects=known.objects,
         garbage=known.garbage,
         garbage_age=None if oldest is None else max(0.0, time.time() - oldest[0] / 1e6),
+        doomed=known.doomed,
         suspects=known.suspects,
+        suspects_waiting=None if states is None else states[PENDING],
+        suspects_unsettled=None if states is None else states[UNSETTLED],
+        last_search=known.last_search,
+        last_pack=known.last_pack,
         transactions=known.transactions,
         last_transaction=last / 1e6,
         cache_bytes=known.cache_bytes,
@@ -121,8 +148,22 @@ def figures(storage: BerkeleyDBStorage) -> Inside:
         checkpoints=known.checkpoints,
         log_since_checkpoint=known.log_since_checkpoint,
         collected=known.collected.objects,
+        collected_bytes=known.collected.bytes,
         recovered=known.recovered,
     )
+
+
+def _states(engine: Engine) -> Counter[int]:
+    """Count the suspects by what is known of them: in memory it is not known of all."""
+    states: Counter[int] = Counter()
+    start: bytes | None = b""
+    while start is not None:
+        with engine.lock, engine.explaining():
+            engine.require_open()
+            found = engine.counts.suspected(start, BATCH)
+        states.update(suspect.state for _, suspect in found)
+        start = found[-1][0] + b"\0" if len(found) == BATCH else None
+    return states
 
 
 def outside(path: str | Path, pid: int | None = None) -> Outside:

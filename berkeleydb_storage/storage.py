@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -190,19 +190,26 @@ class BerkeleyDBStorage(Session):
         session.storage = self
         return session
 
-    def pack(self) -> None:
+    def pack(self, progress: Callable[[Packing], None] | None = None) -> None:
         """Delete every object that the root does not reach, whatever its age; commits go on between the steps.
 
         Killed or interrupted, it begins anew the next time, but for the deletion, which goes on where it was.
         Memory: about two bits an object.
+
+        Args:
+            progress: called between the steps with how far it is; what it raises ends the work.
 
         Raises:
             ReadOnlyError, DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
         """
         if not self._engine.environment.writable:
             raise ReadOnlyError(f"{self.get_filename()} was opened read-only: it cannot be packed")
-        for _ in self._running.collector.pack():
-            pass
+        collector = self._running.collector
+        with closing(collector.pack()) as steps:
+            for _ in steps:
+                packing = collector.packing
+                if progress is not None and packing is not None:
+                    progress(packing)
 
     def get_packer(self) -> Iterator[str | None]:
         """Return `pack` as a generator of small steps, as Durus' server wants it; an empty one when read-only.

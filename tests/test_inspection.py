@@ -1,5 +1,6 @@
 """What can be told about a storage: its figures, from inside and outside, its classes, and its records."""
 
+import dataclasses
 import os
 import shutil
 import time
@@ -27,6 +28,7 @@ from berkeleydb_storage import (
     inspection,
 )
 from berkeleydb_storage.environment import LIBRARY, TABLES
+from berkeleydb_storage.format import FORMAT_VERSION
 
 EXAMPLES = 30
 
@@ -65,7 +67,7 @@ def snapshot(path):
 
 def test_outside_of_a_closed_storage(full):
     seen = inspection.outside(full)
-    assert (seen.path, seen.format, seen.library, seen.type) == (full, 1, LIBRARY, "btree")
+    assert (seen.path, seen.format, seen.library, seen.type) == (full, FORMAT_VERSION, LIBRARY, "btree")
     assert (seen.state, seen.pid) == ("closed", None)
     assert {size.name for size in seen.tables} == {f"{name}.db" for name in TABLES}
     assert [size.name for size in seen.logs] == sorted(name for name in os.listdir(full) if name.startswith("log."))
@@ -131,7 +133,8 @@ def test_figures_of_a_closed_storage(open_storage):
 
 
 def test_no_hit_rate_where_nothing_was_asked_for():
-    unknown = inspection.Inside(0, 0, None, 0, 0, 0.0, 0, 0, 0, 0, 0, 0, False)
+    zeros = {field.name: 0 for field in dataclasses.fields(inspection.Inside)}
+    unknown = inspection.Inside(**zeros)
     assert unknown.cache_hit_rate is None
 
 

@@ -193,14 +193,34 @@ def _state(outside: Outside) -> str:
 
 def _inside_lines(inside: Inside) -> Iterator[str]:
     waiting = "" if inside.garbage_age is None else f", the oldest for {inside.garbage_age:,.0f} s"
-    when = datetime.fromtimestamp(inside.last_transaction).astimezone().isoformat(sep=" ", timespec="seconds")
+    doomed = f"; {inside.doomed:,} more are being deleted together" if inside.doomed else ""
+    when = _when(inside.last_transaction)
     rate = "" if inside.cache_hit_rate is None else f" ({inside.cache_hit_rate:.1%})"
     pages = inside.cache_hits + inside.cache_misses
     yield f"objects        {inside.objects:,}"
-    yield f"garbage        {inside.garbage:,} waiting{waiting}"
-    yield f"suspects       {inside.suspects:,}"
+    yield f"garbage        {inside.garbage:,} waiting{waiting}{doomed}"
+    yield f"suspects       {inside.suspects:,}{_of_suspects(inside)}"
+    yield f"searched       {'never' if inside.last_search is None else f'last at {_when(inside.last_search)}'}"
+    yield f"packed         completely at {_when(inside.last_pack)}, or else created or upgraded then"
     yield f"transactions   {inside.transactions:,}, the last at {when}"
     yield f"cache          {inside.cache_hits:,} hits of {pages:,}{rate} since it was opened, for this"
+
+
+def _of_suspects(inside: Inside) -> str:
+    """Return what is known of the suspects."""
+    if not inside.suspects:
+        return ""
+    if inside.suspects_waiting is None or inside.suspects_unsettled is None:
+        return ", too many to tell what is known of them"
+    known = inside.suspects - inside.suspects_waiting - inside.suspects_unsettled
+    return (
+        f": {inside.suspects_waiting:,} to be looked at, {inside.suspects_unsettled:,} left to a full pack, "
+        f"{known:,} found alive"
+    )
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def _log_line(outside: Outside) -> str:

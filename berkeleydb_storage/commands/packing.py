@@ -9,10 +9,10 @@ from pathlib import Path
 from berkeleydb_storage.commands.command import Command, add_directory
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.environment import TABLES
-from berkeleydb_storage.errors import BerkeleyDBStorageError
 from berkeleydb_storage.files import TABLE_SUFFIX
+from berkeleydb_storage.garbage.collector import Packing
 from berkeleydb_storage.garbage.policy import GarbageManual
-from berkeleydb_storage.progress import rate_text
+from berkeleydb_storage.progress import Progress, rate_text
 from berkeleydb_storage.storage import BerkeleyDBStorage
 
 ALONE = 0.1
@@ -20,12 +20,16 @@ ALONE = 0.1
 
 
 def _pack(arguments: argparse.Namespace, console: Console) -> int:
-    console.advice = "what was deleted is gone; to go on, run the same command"
+    console.advice = (
+        "what was deleted is gone, and a deletion that has begun goes on when the storage is opened or packed again; "
+        "to go on, run the same command"
+    )
     with BerkeleyDBStorage(
         arguments.directory, cachesize=arguments.cachesize, garbage_collection=GarbageManual()
     ) as storage:
         started = time.monotonic()
-        _collect(storage, console)
+        with console.progress() as progress:
+            storage.pack(lambda packing: _show(packing, progress))
         seconds = time.monotonic() - started
         collected, left = storage.statistics().collected, storage.get_size()
     values = {
@@ -43,13 +47,10 @@ def _pack(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _collect(storage: BerkeleyDBStorage, console: Console) -> None:
-    """Run the packer to its end; it tells of a failure by a message, because it must not end a Durus server."""
-    with console.progress() as progress:
-        for message in storage.get_packer():
-            if message is not None and message.startswith("stopped: "):
-                raise BerkeleyDBStorageError(message.removeprefix("stopped: "))
-            progress("collecting", storage.statistics().collected.objects)
+def _show(packing: Packing, progress: Progress) -> None:
+    if packing.total is not None:
+        progress.totals[packing.activity] = packing.total
+    progress(packing.activity, packing.done)
 
 
 def _compact(arguments: argparse.Namespace, console: Console) -> int:
@@ -77,8 +78,9 @@ def _bytes(directory: str) -> int:
 PACK = Command(
     "pack",
     "delete all garbage now",
-    "That is every object that nothing refers to, and what hangs on "
-    "it, whatever its age. The room is used again for new objects; `compact` makes the files smaller.",
+    "That is every object that the root does not reach, whatever its age, cycles too. Memory: about two bits an "
+    "object. The room is used again for new objects; `compact` makes the files smaller. Interrupted or killed, it has "
+    "lost nothing.",
     "durus-bdb pack db",
     add_directory,
     _pack,
