@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import collecting, report
 from benchmarks.building import build_objects
 from benchmarks.committing import commit
 from benchmarks.facts import facts, in_memory, load_average, on_disk, quiet_durus
@@ -39,11 +39,36 @@ class Size:
     updates: int
     migrated: int
     """Objects migrated from a generator."""
+    collected: collecting.Sizes
 
 
-QUICK = Size("quick", 7, 3, 20_000, 1000, 5000, large=200_000, updates=50_000, migrated=200_000)
-FULL = Size("full", 15, 7, 100_000, 3000, 20_000, large=1_000_000, updates=1_000_000, migrated=5_000_000)
-TINY = Size("tiny: the numbers mean nothing", 2, 1, 2000, 20, 20, large=2000, updates=200, migrated=2000)
+QUICK = Size(
+    "quick", 7, 3, 20_000, 1000, 5000, large=200_000, updates=50_000, migrated=200_000, collected=collecting.QUICK
+)
+FULL = Size(
+    "full",
+    15,
+    7,
+    100_000,
+    3000,
+    20_000,
+    large=1_000_000,
+    updates=1_000_000,
+    migrated=5_000_000,
+    collected=collecting.FULL,
+)
+TINY = Size(
+    "tiny: the numbers mean nothing",
+    2,
+    1,
+    2000,
+    20,
+    20,
+    large=2000,
+    updates=200,
+    migrated=2000,
+    collected=collecting.TINY,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,7 @@ BENCHMARKS: dict[str, Callable[[Run], list[Result]]] = {
     "migrate": lambda run: migrate(
         run.path, run.stores, run.size.migrated, run.size.large, 1 if run.size is FULL else run.size.few_rounds
     ),
+    "collect": lambda run: collecting.collect(run.path, run.size.collected),
 }
 
 

@@ -1,4 +1,4 @@
-"""What the collector reads: records for each that it deletes, and for a suspect that turns out to live."""
+"""The collection of garbage: what it reads for each record that it deletes, what others notice, what it costs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from tempfile import TemporaryDirectory
 
 from pyroaring import BitMap64
 
+from benchmarks.counting import counting
+from benchmarks.foreground import at_rest, latencies
 from benchmarks.graphs import ROOT, Graph
 from benchmarks.measure import Result, progress, seconds
+from benchmarks.packing import packs
 from berkeleydb_storage import BerkeleyDBStorage, GarbageManual, GarbageNumbers, garbage_collection_interface
 from berkeleydb_storage.format import unpack_uint64
 
@@ -38,16 +41,25 @@ class Sizes:
     singles: int
     falls: int
     """How often the count of an object that lives falls."""
-    packed: tuple[int, int]
-    """Objects that live, and garbage, of a full pack."""
+    packed: int
+    """Objects that live in a full pack; half as many are garbage."""
+    packs: int
+    """Rounds of it."""
     garbage: int
-    """Objects to be collected while others use the storage."""
+    """Objects to be collected while others use the storage, and while nobody does."""
     window: float
     """Seconds of use with, and without that."""
     windows: int
     """Of each kind."""
     commits: int
     """Commits a round, with and without counting references."""
+    rounds: int
+    """Of those commits."""
+
+
+QUICK = Sizes((10_000, 50_000), 200, 20_000, 2000, 20_000, 2000, 50_000, 1, 50_000, 1.0, 2, 5, 5)
+FULL = Sizes((10_000, 100_000, 1_000_000), 1000, 100_000, 10_000, 100_000, 10_000, 1_000_000, 3, 500_000, 2.0, 8, 20, 7)
+TINY = Sizes((300, 1000), 6, 100, 10, 100, 20, 200, 1, 200, 0.02, 2, 1, 2)
 
 
 class OnDemand(garbage_collection_interface):
@@ -95,7 +107,9 @@ class Subject:
         """Make sure that these objects are stored, no others, and that the books are right."""
         stored = BitMap64(unpack_uint64(oid) for oid, _ in self.storage.gen_oid_record())
         if stored != expected:
-            raise AssertionError(f"{len(expected - stored)} objects too many were deleted, {len(stored - expected)} left")
+            raise AssertionError(
+                f"{len(expected - stored)} objects too many were deleted, {len(stored - expected)} left"
+            )
         if faults := self.storage.check().faults:
             raise AssertionError(f"{len(faults)} faults: {faults[0]}")
 
@@ -106,6 +120,17 @@ def _subject(directory: Path, graph: Graph) -> Iterator[Subject]:
         subject = Subject(Path(path), graph)
         with subject.storage:
             yield subject
+
+
+def collect(directory: Path, sizes: Sizes) -> list[Result]:
+    """Do all of it."""
+    return [
+        *reads(directory, sizes),
+        *packs(directory / "packs", sizes.packed, sizes.packed // 2, sizes.packs),
+        *at_rest(directory, sizes.garbage),
+        *latencies(directory, sizes.garbage, sizes.window, sizes.windows),
+        *counting(directory / "counting", sizes.commits, sizes.rounds),
+    ]
 
 
 def reads(directory: Path, sizes: Sizes) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Graphs of objects, as records: trees with pointers to the parents, lists, rings; and how they lose their referrers."""
+"""Graphs of objects, as records: trees with pointers to the parents, lists, rings; and how they lose referrers."""
 
 from __future__ import annotations
 

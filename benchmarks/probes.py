@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.usage import disk, memory
+from benchmarks.usage import disk, forget_highest, memory
 
 
 def open_ours(path: str) -> dict[str, float]:
@@ -141,3 +141,38 @@ def bare_records(path: str, count: int) -> dict[str, float]:
 def _migrated(path: str, taken: float, before: float) -> dict[str, float]:
     peak = memory()[1]
     return {"seconds": taken, "peak": peak, "increase": peak - before, **disk(path)}
+
+
+def pack_ours(path: str, live: int) -> dict[str, float]:
+    """Pack our storage, of which `live` objects are to stay, while nobody else uses it."""
+    from berkeleydb_storage import BerkeleyDBStorage, GarbageManual
+
+    with BerkeleyDBStorage(path, garbage_collection=GarbageManual()) as storage:
+        found = _packed(storage, live)
+        if faults := storage.check().faults:
+            raise AssertionError(faults[0])
+    return found
+
+
+def pack_file_storage(path: str, live: int) -> dict[str, float]:
+    """Pack a FileStorage, of which `live` objects are to stay."""
+    from durus.file_storage import FileStorage
+
+    storage = FileStorage(path)
+    found = _packed(storage, live)
+    storage.close()
+    return found
+
+
+def _packed(storage, live: int) -> dict[str, float]:
+    """Pack what is in the system's cache and, as far as it fits, in that of the storage."""
+    before = sum(1 for _ in storage.gen_oid_record())
+    forget_highest()
+    opened = memory()[0]
+    started = time.perf_counter()
+    storage.pack()
+    taken = time.perf_counter() - started
+    peak = memory()[1]
+    if (left := sum(1 for _ in storage.gen_oid_record())) != live:
+        raise AssertionError(f"{left} objects are left, not {live}")
+    return {"seconds": taken, "objects": before, "open": opened, "increase": peak - opened}
