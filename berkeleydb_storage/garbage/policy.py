@@ -5,7 +5,7 @@ Users may write their own: a subclass of `garbage_collection_interface`, or anyt
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import inf
 from typing import NamedTuple
 
@@ -179,8 +179,12 @@ class GarbageNightly(GarbageThread):
     def pack(self, numbers: GarbageNumbers) -> bool:
         """Say yes within the window, until a pack was complete in it."""
         here = datetime.fromtimestamp(numbers.now)
-        into = (here.hour * 60 + here.minute - self.begin) % MINUTES
-        return into < (self.end - self.begin) % MINUTES and numbers.since_pack > into * 60 + here.second
+        into = timedelta(minutes=(here.hour * 60 + here.minute - self.begin) % MINUTES)
+        if into >= timedelta(minutes=(self.end - self.begin) % MINUTES):
+            return False
+        begin = here.replace(second=0, microsecond=0) - into
+        begun = min(begin.replace(fold=fold).timestamp() for fold in (0, 1))  # where clocks change, the earlier one
+        return numbers.since_pack > numbers.now - begun
 
 
 def _minutes(text: str) -> int:
