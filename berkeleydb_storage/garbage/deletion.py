@@ -78,11 +78,12 @@ class Deletion:
             failpoints.reached("collect.committed")
         return Deleted(done, len(change.deleted), self._size)
 
-    def sweep(self, limit: int, *, suspecting: bool = True) -> Deleted:
+    def sweep(self, limit: int, since: int | None = None, *, suspecting: bool = True) -> Deleted:
         """Delete up to `limit` doomed objects.
 
         Args:
             limit: how many at most.
+            since: when they became garbage, in microseconds since the epoch; None: that is not known.
             suspecting: whether what they refer to may hang on a dead cycle now. It cannot after a full mark.
 
         Raises:
@@ -96,7 +97,8 @@ class Deletion:
                 return Deleted(0, 0, 0)
             with engine.change() as change:
                 failpoints.reached("sweep.begun")
-                start = self._sweep(batch, engine.doomed.closed, change.now, change, suspecting=suspecting)
+                when = change.now if since is None else since
+                start = self._sweep(batch, engine.doomed.closed, when, change, suspecting=suspecting)
                 engine.doomed.advance(start, change.transaction)
                 failpoints.reached("sweep.written")
             engine.doomed.advanced(start)

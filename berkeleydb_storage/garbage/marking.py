@@ -48,6 +48,8 @@ class Mark:
             self.rooted = engine.objects.exists(ROOT_OID)
         self.marked = BitMap64([ROOT])
         self._grey = BitMap64([ROOT])  # marked, and not read yet
+        self._from_root = True
+        self._late = BitMap64()  # marked for the sake of what was touched
         self._position = 0  # the grey ones are read in the order of their oids, round and round
         self.garbage = BitMap64()
         self._looked = 0  # up to here it is known what exists and is not marked
@@ -71,7 +73,6 @@ class Mark:
         engine = self._engine
         with engine.lock, engine.explaining():
             engine.require_open()
-            self.take_touched()
             rows = self._read(self._next(limit))
         if rows:
             self._shade(_targets(rows))
@@ -93,9 +94,21 @@ class Mark:
         return rows
 
     def take_touched(self) -> bool:
-        """Mark what was touched; return whether there is something to be read. The caller holds the mutex."""
+        """Mark what was touched; return whether there is something to be read. The caller holds the mutex.
+
+        Call it when `trace` has ended, and trace again.
+        """
+        self._from_root = False
         self._shade(self.watch.touched)
         return bool(self._grey)
+
+    def settled(self, number: int) -> bool:
+        """Tell whether an object lives, or hangs on one that became a suspect since the mark began.
+
+        So it is where the root led to it and nothing touched it. What was reached only from an object that was
+        touched may have been garbage before, and may be still.
+        """
+        return number in self.marked and number not in self._late and number not in self.watch.touched
 
     def look(self, limit: int) -> int:
         """Look for up to `limit` objects that exist and are not marked; return how many were, 0 at the end.
@@ -114,6 +127,8 @@ class Mark:
 
     def _shade(self, numbers: BitMap64) -> None:
         fresh = numbers - self.marked
+        if not self._from_root:
+            self._late |= fresh
         self.marked |= fresh
         self._grey |= fresh
 

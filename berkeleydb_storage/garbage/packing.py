@@ -50,6 +50,7 @@ class Pack:
         self._engine = engine
         self._deletion = deletion
         self._ordered = ordered
+        self._until = engine.time()
         self.begun = False
         """Whether what becomes garbage from now on is no business of this pack."""
         self.sweeping = False
@@ -64,6 +65,7 @@ class Pack:
         started = time.monotonic()
         yield from self._sweep(suspecting=True)
         self.begun = True
+        self._until = self._engine.time()
         yield from self._collect()
         while (mark := Mark(self._engine, ordered=self._ordered)).rooted:
             try:
@@ -76,8 +78,8 @@ class Pack:
         logger.debug("packed %s in %.2f s", self._engine.environment.path, time.monotonic() - started)
 
     def _collect(self) -> Generator[Step]:
-        until, total = self._engine.time(), self._engine.counts.garbage
-        while (deleted := self._deletion.collect(STEP, until)).done:
+        total = self._engine.counts.garbage
+        while (deleted := self._deletion.collect(STEP, self._until)).done:
             yield Step("collecting", deleted.done, total, deleted.objects, deleted)
 
     def _run(self, mark: Mark) -> Generator[Step, None, bool]:
@@ -92,6 +94,7 @@ class Pack:
             return False
         yield from self._sweep(suspecting=False)
         self.sweeping = False
+        yield from self._collect()
         yield from self._clear(mark)
         return True
 
@@ -117,11 +120,11 @@ class Pack:
 
     def _sweep(self, *, suspecting: bool) -> Generator[Step]:
         total = self._engine.doomed.left
-        while (deleted := self._deletion.sweep(STEP, suspecting=suspecting)).done:
+        while (deleted := self._deletion.sweep(STEP, self._until, suspecting=suspecting)).done:
             yield Step("deleting", deleted.done, total, deleted.objects, deleted)
 
     def _clear(self, mark: Mark) -> Generator[Step]:
-        """Take all off the suspects that nothing has touched since the beginning: they were reached."""
+        """Take off the suspects what lives, or hangs on a newer suspect."""
         start: bytes | None = b""
         total = self._engine.counts.suspects
         while start is not None:
@@ -137,7 +140,7 @@ class Pack:
         counts = self._engine.counts
         found = counts.suspected(start, CLEAR)
         for oid, _ in found:
-            if unpack_uint64(oid) not in mark.watch.touched:
+            if mark.settled(unpack_uint64(oid)):
                 counts.acquit(oid, change.transaction)
                 change.touched = True
         return (found[-1][0] + b"\0" if len(found) == CLEAR else None), len(found)
