@@ -27,7 +27,7 @@ from berkeleydb_storage import (
 from berkeleydb_storage.environment import end_of_log
 from berkeleydb_storage.format import pack_uint64 as oid
 from berkeleydb_storage.format import unpack_uint64
-from berkeleydb_storage.garbage.collector import FAN
+from berkeleydb_storage.garbage.deletion import FAN
 from berkeleydb_storage.refcounts import ReferenceCounts
 from berkeleydb_storage.room import Room
 
