@@ -1,4 +1,4 @@
-"""Garbage behind Durus' own server, which advances a pack only when no client asks for anything, and these always do."""
+"""Garbage behind Durus' own server, which advances a pack only when no client asks for anything: these always do."""
 
 import threading
 import time
@@ -259,6 +259,17 @@ def test_what_a_client_has_loaded_is_as_it_was_until_it_is_told(shared):
     assert first.get_root()["kept"]["n"] == 2
 
 
+def commit_with(top, kept, change, connection):
+    if change == "link":
+        kept["again"] = top
+    elif change == "change":
+        top.value = "changed"
+    else:
+        kept["again"] = PersistentDict(inner=top.child)
+    kept["n"] = 5
+    connection.commit()
+
+
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("change", ["link", "change", "link in a new object"])
 def test_a_client_that_commits_with_what_was_collected(shared, change, told):
@@ -271,14 +282,7 @@ def test_a_client_that_commits_with_what_was_collected(shared, change, told):
     if told:
         second.abort()
     with pytest.raises((ConflictError, DurusKeyError)):
-        if change == "link":
-            kept["again"] = top
-        elif change == "change":
-            top.value = "changed"
-        else:
-            kept["again"] = PersistentDict(inner=top.child)
-        kept["n"] = 5
-        second.commit()
+        commit_with(top, kept, change, second)
     second.abort()
     assert dict(kept) == {"n": 1}
     kept["n"] = 2
