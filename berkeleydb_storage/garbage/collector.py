@@ -269,6 +269,7 @@ class Collector:
     def _begin(self) -> None:
         with self._engine.lock:
             self._suspicion.forgive()
+        self._suspicion.shed()
         self._pack = Pack(self._engine, self._deletion, ordered=self._ordered)
         self._steps = self._pack.steps()
 

@@ -23,6 +23,8 @@ from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import ROOT_OID, pack_oids, pack_uint64, references, unpack_oids, unpack_uint64
 
 ROOT = 0
+OIDS = (1 << 64) - 1
+"""Above every oid that is handed out."""
 TRACE_BYTES = 1 << 20
 """Bytes of records that a step reads at most, but for its last record."""
 CHUNK = 1 << 16
@@ -74,12 +76,33 @@ class Mark:
         with engine.lock, engine.explaining():
             engine.require_open()
             rows = self._read(self._next(limit))
+        self._absorb(rows)
+        return len(rows)
+
+    def catch_up(self, limit: int) -> bool:
+        """Mark what was touched and all it leads to, if that takes no more than `limit` records.
+
+        Call it when `trace` has ended; where it does not suffice, trace again. The caller holds the mutex, so that
+        nothing is touched meanwhile: under constant load there would always be something.
+
+        Returns:
+            Whether everything is marked that can be reached.
+        """
+        self._from_root = False
+        self._shade(self.watch.touched)
+        while self._grey and limit > 0:
+            rows = self._read(self._next(limit))
+            self._absorb(rows)
+            limit -= len(rows)
+        return not self._grey
+
+    def _absorb(self, rows: list[tuple[bytes, bytes | None]]) -> None:
+        """Mark what records refer to, and that they are read."""
         if rows:
             self._shade(_targets(rows))
             read = unpack_oids([oid for oid, _ in rows])
             self._grey.difference_update(BitMap64(read))
             self._position = read[-1] + 1
-        return len(rows)
 
     def _read(self, batch: list[int]) -> list[tuple[bytes, bytes | None]]:
         """Read objects, and no more of them once they have `TRACE_BYTES`."""
@@ -92,15 +115,6 @@ class Mark:
             if size > TRACE_BYTES:
                 break
         return rows
-
-    def take_touched(self) -> bool:
-        """Mark what was touched; return whether there is something to be read. The caller holds the mutex.
-
-        Call it when `trace` has ended, and trace again.
-        """
-        self._from_root = False
-        self._shade(self.watch.touched)
-        return bool(self._grey)
 
     def settled(self, number: int) -> bool:
         """Tell whether an object lives, or hangs on one that became a suspect since the mark began.
@@ -130,6 +144,7 @@ class Mark:
         if not self._from_root:
             self._late |= fresh
         self.marked |= fresh
+        fresh.remove_range(self._limit, OIDS)  # what is new refers only to what was touched
         self._grey |= fresh
 
     def _next(self, limit: int) -> list[int]:

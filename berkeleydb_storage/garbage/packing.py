@@ -24,6 +24,8 @@ TRACE = 200
 """Records read in a step of the mark: a third of a millisecond with the mutex, as long again without."""
 LOOK = 300
 """Looks into the table in a step of the search for what is not marked: a third of a millisecond."""
+CATCH_UP = 1000
+"""Records read in the step that ends the mark: 2 milliseconds. So many may be touched between two steps."""
 CLEAR = 200
 """Suspects that a step clears: half a millisecond."""
 NOTHING = Deleted(0, 0, 0)
@@ -77,9 +79,9 @@ class Pack:
         mark.close()
         logger.debug("packed %s in %.2f s", self._engine.environment.path, time.monotonic() - started)
 
-    def _collect(self) -> Generator[Step]:
+    def _collect(self, *, suspecting: bool = True) -> Generator[Step]:
         total = self._engine.counts.garbage
-        while (deleted := self._deletion.collect(STEP, self._until)).done:
+        while (deleted := self._deletion.collect(STEP, self._until, suspecting=suspecting)).done:
             yield Step("collecting", deleted.done, total, deleted.objects, deleted)
 
     def _run(self, mark: Mark) -> Generator[Step, None, bool]:
@@ -94,7 +96,7 @@ class Pack:
             return False
         yield from self._sweep(suspecting=False)
         self.sweeping = False
-        yield from self._collect()
+        yield from self._collect(suspecting=False)
         yield from self._clear(mark)
         return True
 
@@ -106,7 +108,7 @@ class Pack:
         """Doom what is not marked; False where something was touched that leads to more, or something is doomed."""
         engine = self._engine
         with engine.lock:
-            if engine.doomed.closed or mark.take_touched() or mark.spoiled:
+            if engine.doomed.closed or not mark.catch_up(CATCH_UP) or mark.spoiled:
                 return False
             garbage = mark.garbage - mark.marked
             if garbage:

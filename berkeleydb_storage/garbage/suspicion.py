@@ -6,6 +6,7 @@ meanwhile is watched: a set is deleted only if none of it was touched since it w
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ LAST_BUDGET = 4
 """Budget once `PATIENCE` is used up: enough to find a set whose top the suspect is."""
 ROWS_A_READ = 5
 """Suspects that are taken into memory in the time that it takes to read a record and look at it."""
+PIECES = 1000
+"""Objects of a search that are freed at once: a third of a millisecond."""
 MOST = (1 << 32) - 1
 LARGE = 1 << 16
 """Bytes of a record that is too large to be looked at."""
@@ -61,6 +64,7 @@ class Suspicion:
         self._position = 0  # the suspects are looked at in the order of their oids, round and round
         self._unread: bytes | None = b""  # those of before the opening, from this oid on, are not in memory yet
         self._search: Search | None = None
+        self._ended: Search | None = None  # to be freed
         self._watch = Watch()
         self._vain = 0
         """Records read in vain since the last full pack, less those that were deleted. Once they are as many as a
@@ -93,12 +97,19 @@ class Suspicion:
             deleted = NOTHING if search.outcome is None else self._conclude(search, until)
         if deleted.done:
             failpoints.reached("search.committed")
+        self.shed()
         return Looked(max(1, passed + reads + deleted.done), reads, deleted)
 
     def forgive(self) -> None:
         """Drop a search under way, and forget what was read in vain: all is settled. The caller holds the mutex."""
         self._end()
         self._vain = 0
+
+    def shed(self) -> None:
+        """Free the memory of a search that has ended, with room for other threads in between. Not under the mutex."""
+        ended, self._ended = self._ended, None
+        while ended is not None and ended.shed(PIECES):
+            time.sleep(0)
 
     def _find(self, start: bytes, limit: int) -> int:
         """Take suspects of before the opening into memory; return how many."""
@@ -170,7 +181,8 @@ class Suspicion:
         return Suspect(current.since, spent, state)
 
     def _end(self) -> None:
-        self._search = None
+        if self._search is not None:
+            self._ended, self._search = self._search, None
         self._engine.unwatch(self._watch)
 
     def _read(self, number: int) -> tuple[int, ...] | None:
