@@ -32,6 +32,7 @@ class Change:
         "deleted",
         "dooms",
         "ended",
+        "lost",
         "now",
         "origin",
         "stored",
@@ -47,6 +48,7 @@ class Change:
         self._size = size
         self.changes: dict[bytes, int] = {}
         self.born: set[bytes] = set()
+        self.lost: set[bytes] = set()
         self.stored: list[bytes] = []
         self.deleted: list[bytes] = []
         self.touched = False
@@ -122,6 +124,7 @@ class Change:
                     changes[ref] = changes.get(ref, 0) + 1
                 for ref in before:
                     changes[ref] = changes.get(ref, 0) - 1
+                self.lost.update(set(before).difference(refs))
         engine.objects.put(oid, record, self.transaction)
 
     def create(self, oid: bytes, record: bytes) -> None:
@@ -140,7 +143,7 @@ class Change:
         engine = self._engine
         if engine.doomed.closed and (doomed := engine.doomed.among(self.touches())):
             return doomed
-        return engine.counts.settle(self.changes, self.born, self.now, self.transaction)
+        return engine.counts.settle(self.changes, self.born, self.lost, self.now, self.transaction)
 
     def touches(self) -> set[bytes]:
         """Return what it stored and deleted, and what those objects referred to or do now."""

@@ -15,13 +15,14 @@ Invariants, between transactions:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from pyroaring import BitMap64
 
 from berkeleydb_storage.environment import GARBAGE, OBJECTS, REFCOUNTS, SUSPECTS, Table, Transaction, reading
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
+    ACQUITTED,
     PENDING,
     ROOT_OID,
     UNSETTLED,
@@ -30,6 +31,7 @@ from berkeleydb_storage.format import (
     pack_count,
     pack_garbage_key,
     pack_suspect,
+    references,
     unpack_count,
     unpack_garbage_key,
     unpack_suspect,
@@ -58,13 +60,19 @@ class ReferenceCounts:
         self.unsettled = BitMap64()
 
     def settle(
-        self, changes: Mapping[bytes, int], born: Container[bytes], now: int, transaction: Transaction
+        self,
+        changes: Mapping[bytes, int],
+        born: Container[bytes],
+        lost: Iterable[bytes],
+        now: int,
+        transaction: Transaction,
     ) -> list[bytes]:
         """Apply the summed changes of the counts of a commit.
 
         Args:
             changes: oid -> change of its count; every object in `born` is among them.
             born: the objects that did not exist before this commit.
+            lost: the objects that lost a referrer, whatever they gained; they are among `changes`.
             now: microseconds since the epoch.
             transaction: the commit's.
 
@@ -92,9 +100,24 @@ class ReferenceCounts:
                 if after < 0:
                     raise _negative(oid)
                 self._write(oid, before, since, after, now, transaction)
-                if change < 0:
+                if change < 0 or not before:  # what links it again from the queue may hang on it
                     self._suspect(oid, after, now, LAST_PATIENCE, transaction)
+        if not dangling:
+            self._suspect_moved([oid for oid in lost if changes[oid] >= 0], now, transaction)
         return dangling
+
+    def _suspect_moved(self, oids: Iterable[bytes], now: int, transaction: Transaction) -> None:
+        """Note objects that lost a referrer and gained another, which may hang on them. A leaf is on no cycle."""
+        for oid in filter(self._is_parent, oids):
+            self._suspect(oid, self.count(oid), now, LAST_PATIENCE, transaction)
+
+    def _is_parent(self, oid: bytes) -> bool:
+        """Tell whether an object refers to others, so that its referrer may hang on it."""
+        record = self._objects.get(oid)
+        try:
+            return record is not None and bool(references(oid, record))
+        except ValueError:
+            return False
 
     def _write(self, oid: bytes, before: int, since: int, after: int, now: int, transaction: Transaction) -> None:
         """Write the count of an object, which was `before` (0: condemned at `since`), and mind invariants 1 and 3."""
@@ -111,15 +134,17 @@ class ReferenceCounts:
             self._counts.delete(oid, txn=transaction)
 
     def _suspect(self, oid: bytes, count: int, since: int, patience: int, transaction: Transaction) -> None:
-        """Note an object whose count fell, though not to 0: it may hang on a dead cycle."""
+        """Note an object that lost a referrer, and has another, or had none: it may hang on a dead cycle."""
         if not count or oid == ROOT_OID:
             return
         row = self._suspects.get(oid)
-        last, spent, _ = NO_SUSPECT if row is None else unpack_suspect(row)
+        last, spent, state = NO_SUSPECT if row is None else unpack_suspect(row)
         if spent < patience:
             self._suspects.put(oid, pack_suspect(Suspect(max(since, last), spent, PENDING)), txn=transaction)
             self.pending.add(unpack_uint64(oid))
             self.suspects += row is None
+        elif state == ACQUITTED:  # what was known of it is not known any more
+            self.note_search(oid, Suspect(max(since, last), spent, UNSETTLED), transaction)
 
     def suspect(self, oid: bytes) -> Suspect | None:
         """Return what is known of a suspect, None where the object is none."""

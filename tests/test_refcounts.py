@@ -51,9 +51,13 @@ class Graph:
         return {target for key, refs in pending.items() for target in refs if target != key and target not in known}
 
     def commit(self, pending):
-        before, self.refs = self.count(self.refs), self.refs | pending
+        before, old, self.refs = self.count(self.refs), self.refs, self.refs | pending
         after = self.count(self.refs)
-        self.suspects |= {key for key in before if 0 < after[key] < before[key] and key != 0}
+        lost = {ref for key in pending for ref in set(old.get(key, ())) - set(pending[key]) - {key}}
+        moved = {key for key in lost if after[key] >= before[key] and set(self.refs[key]) - {key}}
+        linked = {key for key in before if 0 == before[key] < after[key]}
+        fell = {key for key in before if 0 < after[key] < before[key]}
+        self.suspects |= (fell | moved | linked) - {0}
         # The root has one referrer more than is counted here: the outside world.
 
     def collected(self, left):
