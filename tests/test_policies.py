@@ -98,8 +98,8 @@ def test_manual_collects_nothing(waiting, committed, idle):
     assert GarbageManual().amount(GarbageNumbers(waiting, committed, idle)) == 0
 
 
-@pytest.mark.parametrize(("committed", "amount"), [(0, 10), (1, 10), (5, 10), (6, 12), (1000, 2000)])
-def test_inline_is_twice_the_commit(committed, amount):
+@pytest.mark.parametrize(("committed", "amount"), [(0, 10), (1, 10), (2, 10), (3, 12), (1000, 4000)])
+def test_inline_is_in_proportion_to_the_commit(committed, amount):
     assert GarbageInline().amount(GarbageNumbers(10**6, committed, 0.0)) == amount
 
 
@@ -112,8 +112,8 @@ def test_inline_as_it_is_told():
 
 @given(st.integers(1, 10**6))
 def test_inline_keeps_up_with_commits_that_replace_everything(committed):
-    """Each commit makes at most as much garbage as it stores, besides what hangs on it."""
-    assert GarbageInline().amount(GarbageNumbers(committed, committed, 0.0)) >= 2 * committed
+    """Each commit makes at most as much garbage as it stores, in the long run."""
+    assert GarbageInline().amount(GarbageNumbers(committed, committed, 0.0)) >= 4 * committed
 
 
 @given(numbers, counts)

@@ -44,6 +44,8 @@ class GarbageNumbers(NamedTuple):
     """Whether a full pack is under way, or asked for."""
     since_pack: float = 0.0
     """Seconds since a full pack was complete; where there was none, since the storage was created."""
+    since_compact: float = inf
+    """Seconds since a compaction that the policy asked for was complete; infinite: none since the storage was opened."""
     now: float = 0.0
     """Seconds since the epoch."""
 
@@ -82,6 +84,17 @@ class garbage_collection_interface:  # noqa: N801 - the name that the original r
         """
         return False
 
+    def compact(self, numbers: GarbageNumbers) -> bool:
+        """Decide whether the room of what was deleted should be given back to the file system now. By default: no.
+
+        It is asked as often as `amount`. While it says yes a compaction goes on, a step of a few milliseconds each
+        time, more where the storage is idle; when it says no, it is put off.
+
+        Args:
+            numbers: as `amount` gets them.
+        """
+        return False
+
 
 class GarbageManual(garbage_collection_interface):
     """Nothing is collected but by ``pack()``."""
@@ -92,15 +105,19 @@ class GarbageManual(garbage_collection_interface):
 
 
 class GarbageInline(garbage_collection_interface):
-    """Some objects after every commit: twice as many as it stored, so that garbage cannot pile up."""
+    """Some work after every commit, in proportion to it, so that garbage cannot pile up, cycles included.
 
-    def __init__(self, grace: float = GRACE, factor: float = 2.0, least: int = 10) -> None:
+    An object that is garbage is deleted once, and read up to three times before to find that out. What only a full pack
+    can find waits for ``pack()``.
+    """
+
+    def __init__(self, grace: float = GRACE, factor: float = 4.0, least: int = 10) -> None:
         """Set how much a commit deletes.
 
         Args:
             grace: seconds; default 60.
-            factor: objects to delete for each one that the commit stored; default 2.
-            least: objects to delete whatever it stored; default 10.
+            factor: records to read or delete for each one that the commit stored; default 4.
+            least: records to read or delete whatever it stored; default 10.
 
         Raises:
             OptionError: one of them is negative or not finite.
@@ -157,7 +174,7 @@ class GarbageThread(garbage_collection_interface):
 
 
 class GarbageNightly(GarbageThread):
-    """As `GarbageThread`, and a full pack once a night, in a window of time."""
+    """As `GarbageThread`; once a night, in a window of time, also a full pack, and after it a compaction."""
 
     def __init__(self, begin: str = "02:00", end: str = "05:00", grace: float = GRACE, interval: float = 0.1) -> None:
         """Set the window.
@@ -178,13 +195,22 @@ class GarbageNightly(GarbageThread):
 
     def pack(self, numbers: GarbageNumbers) -> bool:
         """Say yes within the window, until a pack was complete in it."""
-        here = datetime.fromtimestamp(numbers.now)
+        begun = self._begun(numbers.now)
+        return begun is not None and numbers.since_pack > numbers.now - begun
+
+    def compact(self, numbers: GarbageNumbers) -> bool:
+        """Say yes within the window, after the pack, until a compaction was complete in it."""
+        begun = self._begun(numbers.now)
+        return begun is not None and not self.pack(numbers) and numbers.since_compact > numbers.now - begun
+
+    def _begun(self, now: float) -> float | None:
+        """Return when the window began that is open at a time, None where it is not; in seconds since the epoch."""
+        here = datetime.fromtimestamp(now)
         into = timedelta(minutes=(here.hour * 60 + here.minute - self.begin) % MINUTES)
         if into >= timedelta(minutes=(self.end - self.begin) % MINUTES):
-            return False
+            return None
         begin = here.replace(second=0, microsecond=0) - into
-        begun = min(begin.replace(fold=fold).timestamp() for fold in (0, 1))  # where clocks change, the earlier one
-        return numbers.since_pack > numbers.now - begun
+        return min(begin.replace(fold=fold).timestamp() for fold in (0, 1))  # where clocks change, the earlier one
 
 
 def _minutes(text: str) -> int:
