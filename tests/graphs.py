@@ -12,6 +12,7 @@ from durus.serialize import pack_record
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual
 from berkeleydb_storage.environment import GARBAGE, JOURNAL, META, OBJECTS, REFCOUNTS, SUSPECTS
 from berkeleydb_storage.format import references, unpack_count, unpack_garbage_key, unpack_journal, unpack_uint64
+from berkeleydb_storage.garbage.deletion import STEP
 
 MEMORY = Path("/dev/shm")
 """Where there is a file system in memory: opening a storage there takes a millisecond, a tenth of it on a disk."""
@@ -158,6 +159,12 @@ def assert_books(storage):
 def step(storage, limit=1, until=EVER):
     """Make a step of the collector with what has no referrer."""
     return storage._running.collector.collect(limit, until)
+
+
+def drain(storage):
+    """Collect all that has no referrer, and what hangs on it, but no cycles."""
+    while step(storage, STEP):
+        pass
 
 
 def turn(storage, committed=0):

@@ -1,4 +1,4 @@
-"""The acyclic collector: what it deletes and what never, in steps, with commits between them."""
+"""What has no referrer: what is deleted and what never, in steps, with commits between them; and the packer."""
 
 import random
 from itertools import pairwise
@@ -9,6 +9,7 @@ from graphs import (
     collected,
     commit,
     counts,
+    drain,
     hand_out,
     number,
     oids,
@@ -26,8 +27,8 @@ from berkeleydb_storage import (
     DanglingReferenceError,
     ReadOnlyError,
 )
-from berkeleydb_storage.garbage import collector
-from berkeleydb_storage.garbage.collector import STEP
+from berkeleydb_storage.garbage import deletion
+from berkeleydb_storage.garbage.deletion import STEP
 
 CHAIN = 100_000
 FAN = 20_000
@@ -48,7 +49,7 @@ def storage():
 def test_what_has_no_referrer_goes_with_all_that_hangs_on_it(storage):
     commit(storage, record(0, 1, 5), record(1, 2, 3), record(2, 4), record(3, 4, 5), record(4), record(5))
     commit(storage, record(0, 5))
-    storage.pack()
+    drain(storage)
     assert stored(storage) == {0: [5], 5: []}
     assert suspects(storage) == {5}
 
@@ -56,35 +57,51 @@ def test_what_has_no_referrer_goes_with_all_that_hangs_on_it(storage):
 def test_shared_children_stay_as_long_as_one_refers_to_them(storage):
     commit(storage, record(0, 1, 2), record(1, 3), record(2, 3), record(3))
     commit(storage, record(0, 2))
-    storage.pack()
+    drain(storage)
     assert (stored(storage), counts(storage)) == ({0: [2], 2: [3], 3: []}, {})
     commit(storage, record(0))
-    storage.pack()
+    drain(storage)
     assert stored(storage) == {0: []}
 
 
 def test_garbage_that_refers_to_the_root(storage):
     commit(storage, record(0, 1), record(1, 0))
     commit(storage, record(0))
-    storage.pack()
+    drain(storage)
     assert (stored(storage), counts(storage)) == ({0: []}, {})
 
 
 def test_cycles_stay_and_are_suspect(storage):
-    """They are not for this collector; what hangs on them stays with them."""
-    commit(storage, record(0, 1), record(1, 2, 3), record(2, 1), record(3))
-    commit(storage, record(0))
+    """They are not for these steps; what hangs on them stays with them. A pack takes them, and clears the suspects."""
+    commit(storage, record(0, 1, 4), record(1, 2, 3), record(2, 1), record(3), record(4, 5), record(5, 4))
+    commit(storage, record(4, 5, 3))
+    commit(storage, record(0, 4), record(5))
+    drain(storage)
+    assert stored(storage) == {0: [4], 1: [2, 3], 2: [1], 3: [], 4: [3, 5], 5: []}
+    assert suspects(storage) == {1, 4}
     storage.pack()
-    assert stored(storage) == {0: [], 1: [2, 3], 2: [1], 3: []}
-    assert suspects(storage) == {1}
+    assert (stored(storage), counts(storage)) == ({0: [4], 3: [], 4: [3, 5], 5: []}, {})
+    assert suspects(storage) == set()
 
 
 def test_a_cycle_that_hangs_on_garbage(storage):
     commit(storage, record(0, 1), record(1, 2), record(2, 3), record(3, 2))
     commit(storage, record(0))
-    storage.pack()
+    drain(storage)
     assert stored(storage) == {0: [], 2: [3], 3: [2]}
     assert suspects(storage) == {2}
+    storage.pack()
+    assert stored(storage) == {0: []}
+    assert suspects(storage) == set()
+
+
+def test_garbage_that_hangs_on_a_cycle(storage):
+    """When a pack deletes the cycle, it takes what hung on it; what lives as well loses a referrer."""
+    commit(storage, record(0, 1, 5), record(1, 2), record(2, 1, 3, 5), record(3, 4), record(4), record(5))
+    commit(storage, record(0, 5))
+    storage.pack()
+    assert (stored(storage), counts(storage), queue(storage)) == ({0: [5], 5: []}, {}, [])
+    assert suspects(storage) == set()
 
 
 def test_nothing_to_do(storage):
@@ -137,7 +154,7 @@ def test_a_wide_fan(tmp_path):
         assert step(storage) == 1
         assert storage.statistics().garbage == 1, "the step asked for oids, and let go of nothing"
         assert step(storage) == 1
-        assert storage.statistics().garbage == FAN // collector.FAN, "the fan was split"
+        assert storage.statistics().garbage == FAN // deletion.FAN, "the fan was split"
         storage.pack()
         assert stored(storage) == {0: []}
         assert_books(storage)
@@ -264,7 +281,7 @@ class Situation:
 def test_commits_between_all_steps_on_random_graphs(fan, graphs, monkeypatch):
     """Never is there a reference to what is not there: an object lives, or the commit is refused."""
     if fan:
-        monkeypatch.setattr(collector, "FAN", fan)
+        monkeypatch.setattr(deletion, "FAN", fan)
     source = random.Random(2)
     refused = parts = 0
     with scratch_storage(1) as storage:
@@ -301,42 +318,96 @@ def link_after(storage, source, target, position):
     return there
 
 
+def ring(start, size):
+    """Return the records of a ring of objects from `start` on."""
+    return [record(start + each, start + (each + 1) % size) for each in range(size)]
+
+
 def test_a_packer_goes_in_small_steps(storage):
-    hand_out(storage, 4 * STEP + 30)
-    many = range(1, 4 * STEP + 11)
-    commit(storage, record(0, *many), *map(record, many))
-    commit(storage, record(0))
-    packer = storage.get_packer()
-    assert next(packer) == f"collecting {len(many)} objects and what hangs on them"
-    sizes = [storage.get_size()]
-    told = []
-    for message in packer:
+    """Each step deletes no more than it may, and tells when it begins with something else, and of how much."""
+    hand_out(storage, 500)
+    many, dead = range(1, 4 * STEP + 11), 2 * STEP + 5
+    commit(storage, record(0, *many, 300, 299), *map(record, many), *ring(300, dead), *ring(298, 2))
+    commit(storage, record(0, 299))
+    sizes, told = [storage.get_size()], []
+    for message in storage.get_packer():
         told.append(message)
         sizes.append(storage.get_size())
-        commit(storage, record(0, data=b"%d" % len(told)))
-    assert [before - after for before, after in pairwise(sizes)] == [STEP] * 4 + [10, 0]
-    assert told[:-1] == [None] * 5
-    assert told[-1].startswith(f"collected {len(many)} objects in ")
+        assert_books(storage)
+    assert [before - after for before, after in pairwise(sizes)] == [
+        *([STEP] * 4 + [10]),  # collecting
+        *[0, 0, 0],  # marking: the root, 299, 298
+        *[0],  # looking
+        *[STEP, STEP, 5],  # deleting
+        *[0, 0, 0],  # clearing; the end
+    ]
+    assert told[:-1] == [
+        *[f"collecting, {len(many)} in all", None, None, None, None],
+        *[f"marking, {dead + 3} in all", None, None],
+        "looking",
+        *[f"deleting, {dead} in all", None, None],
+        *["clearing, 0 in all", None],
+    ]
+    assert told[-1].startswith(f"collected {len(many) + dead} objects in ")
+    assert stored(storage) == {0: [299], 298: [299], 299: [298]}
+
+
+def test_a_packer_gets_on_with_commits_between_its_steps(storage):
+    """Whatever is committed meanwhile lives, also what was garbage when the packer began."""
+    commit(storage, record(0, 1, 3, 5), *ring(1, 2), *ring(3, 2), *ring(5, 2))
+    commit(storage, record(0, 5))
+    packer = storage.get_packer()
+    assert next(packer) == "marking, 7 in all"
+    commit(storage, record(0, 3, 5))
+    commit(storage, record(0, 3, 5, 7), *ring(7, 2))
+    list(packer)
+    assert stored(storage) == {0: [3, 5, 7], 3: [4], 4: [3], 5: [6], 6: [5], 7: [8], 8: [7]}
 
 
 def test_a_packer_that_is_dropped_leaves_the_rest(storage):
-    many = range(1, 40)
+    many = range(1, STEP + 10)
+    hand_out(storage, STEP + 40)
     commit(storage, record(0, *many), *map(record, many))
     commit(storage, record(0))
     packer = storage.get_packer()
     next(packer)
     packer.close()
-    assert len(queue(storage)) == 39
+    assert len(queue(storage)) == 9
+    assert not storage._running.collector.numbers().packing
+    assert turn(storage) == 0
+
+
+def test_a_packer_that_is_dropped_while_it_deletes_leaves_what_a_later_step_takes(storage):
+    hand_out(storage, 200)
+    commit(storage, record(0, 1), *ring(1, 3 * STEP))
+    commit(storage, record(0))
+    packer = storage.get_packer()
+    while not (next(packer) or "").startswith("deleting"):
+        pass
+    packer.close()
+    assert storage.get_size() == 1 + 2 * STEP
+    assert storage.statistics().doomed == 2 * STEP
+    assert_books(storage)
+    while storage._running.collector.step(STEP, 0):
+        assert_books(storage)
+    assert stored(storage) == {0: []}
+    assert storage.statistics().doomed == 0
 
 
 def test_a_packer_takes_what_was_garbage_when_it_began(storage):
+    """What gets garbage while it marks waits for the next; who asks for one then waits for that."""
     commit(storage, record(0, 1, 2), record(1), record(2, 3), record(3))
     commit(storage, record(0, 2))
     packer = storage.get_packer()
-    next(packer)
+    assert next(packer) == "collecting, 1 in all"
+    assert next(packer) == "marking, 3 in all"
     commit(storage, record(0))
+    later = storage.get_packer()
     list(packer)
     assert stored(storage) == {0: [], 2: [3], 3: []}
+    assert queue(storage) == [2]
+    list(later)
+    assert stored(storage) == {0: []}
 
 
 def test_a_read_only_storage_is_not_packed(tmp_path, caplog):
