@@ -36,6 +36,7 @@ numbers = st.builds(
     objects=counts,
     packing=st.booleans(),
     since_pack=seconds,
+    since_compact=seconds,
     now=st.floats(1e9, 4e9),
 )
 POLICIES = [GarbageManual, GarbageInline, GarbageThread, GarbageNightly]
@@ -248,6 +249,29 @@ def test_a_pack_that_ends_anywhere_in_such_a_night(minutes, local_time):
     done = 90 + minutes
     later = range(done + 1, 8 * 60)
     assert not any(nightly(policy, "2026-10-25 00:00", (minute - done) * 60.0, after=minute * 60.0) for minute in later)
+
+
+@pytest.mark.parametrize(
+    ("text", "since_pack", "since_compact", "wanted"),
+    [
+        ("03:00", 3599, float("inf"), True),
+        ("03:00", 3599, 3601, True),
+        ("03:00", 3599, 3599, False),
+        ("03:00", 3601, float("inf"), False),
+        ("01:59", 1, float("inf"), False),
+        ("05:00", 1, float("inf"), False),
+    ],
+)
+def test_one_compaction_a_night_after_the_pack(text, since_pack, since_compact, wanted):
+    now = datetime.fromisoformat(f"2026-06-30 {text}").timestamp()
+    told = GarbageNumbers(0, 0, 0.0, since_pack=since_pack, since_compact=since_compact, now=now)
+    assert GarbageNightly().compact(told) is wanted
+
+
+@given(numbers)
+@pytest.mark.parametrize("policy", [GarbageManual, GarbageInline, GarbageThread, garbage_collection_interface])
+def test_others_do_not_compact(policy, told):
+    assert not policy().compact(told)
 
 
 @pytest.mark.parametrize("text", ["24:00", "2", "02:60", "", "noon", "02:00:00", None, 2, "-1:00"])

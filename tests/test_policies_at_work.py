@@ -215,11 +215,10 @@ def test_what_a_policy_is_told():
     with scratch_storage(garbage_collection=policy) as storage:
         before = time.time()
         begin(storage)
-        assert policy.told[-1] == GarbageNumbers(
-            0, 5, policy.told[-1].idle, 0, 0, 5, False, policy.told[-1].since_pack, policy.told[-1].now
-        )
-        assert before <= policy.told[-1].now <= time.time()
-        assert 0 <= policy.told[-1].since_pack < time.time() - before + PATIENCE
+        told = policy.told[-1]
+        assert told == GarbageNumbers(0, 5, told.idle, objects=5, since_pack=told.since_pack, now=told.now)
+        assert before <= told.now <= time.time()
+        assert 0 <= told.since_pack < time.time() - before + PATIENCE
         oids = new(storage, 3)
         commit(storage, record(HOLDER, *oids), *ring(oids[:2]), record(oids[2]))
         commit(storage, record(HOLDER))
