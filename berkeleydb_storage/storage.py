@@ -362,14 +362,21 @@ class _Running:
     ) -> None:
         self.opened = opened
         self.engine = engine
-        self.collector = Collector(engine, garbage_collection, ordered=opened.type == "btree")
         self.checkpointer: Checkpointer | None = None
+        if opened.environment.writable:
+            self.checkpointer = Checkpointer(opened.environment, opened.directory, checkpoint)
+        self.collector = Collector(
+            engine,
+            garbage_collection,
+            ordered=opened.type == "btree",
+            checkpoint=self.checkpointer.checkpoint if self.checkpointer else None,
+        )
         self._workers: list[Worker] = []
         self._inline: list[Callable[[int], object]] = []
         self._pid = os.getpid()
-        if not opened.environment.writable:
+        checkpointer = self.checkpointer
+        if checkpointer is None:
             return
-        checkpointer = self.checkpointer = Checkpointer(opened.environment, opened.directory, checkpoint)
         if garbage_collection.interval is None:
             self._inline.append(self.collector.turn)
         else:

@@ -20,8 +20,8 @@ change
 engine
 garbage.cycles garbage.marking
 garbage.deletion
-garbage.suspicion garbage.packing
-garbage.collector garbage migration check opening session compaction
+garbage.suspicion garbage.packing compaction
+garbage.collector garbage migration check opening session
 storage export reachability
 inspection sources
 commands.console

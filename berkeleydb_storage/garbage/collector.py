@@ -8,22 +8,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
+from berkeleydb_storage import compaction
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.errors import BerkeleyDBStorageError, DiskFullError
+from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitRefused
 from berkeleydb_storage.format import META_PACKED, META_SEARCHED, pack_garbage_key, unpack_uint64
 from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion
 from berkeleydb_storage.garbage.packing import Pack, Step
-from berkeleydb_storage.garbage.policy import GarbageNumbers, garbage_collection_interface
+from berkeleydb_storage.garbage.policy import IDLE, GarbageNumbers, garbage_collection_interface
 from berkeleydb_storage.garbage.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
 
+READS_A_DELETION = 4
+"""Records read by a full pack that count as one deleted: so much shorter is the mutex held for them."""
 PAUSE = 0.001
 """Seconds between two steps of the background thread: the foreground gets the mutex and the interpreter."""
+COMPACT_HOLD = 0.001
+"""Seconds with the mutex for a step of a compaction."""
+COMPACT_STEPS = 50
+"""Of them in a turn, when the storage is idle."""
 LOOKUPS = 50
 """Pages looked up by others since the last question that count as being used."""
 
@@ -52,13 +60,21 @@ class Packing(NamedTuple):
 class Collector:
     """The collector of one storage."""
 
-    def __init__(self, engine: Engine, policy: garbage_collection_interface, *, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        policy: garbage_collection_interface,
+        *,
+        ordered: bool = True,
+        checkpoint: Callable[[], None] | None = None,
+    ) -> None:
         """Collect nothing yet.
 
         Args:
             engine: the storage.
             policy: when, and how much.
             ordered: whether the table of objects has an order (btree).
+            checkpoint: makes one, which a compaction needs; None: there is none.
         """
         self.policy = policy
         self.collected = Collected(0, 0, 0)
@@ -77,6 +93,9 @@ class Collector:
         self._tickets: list[int] = []  # the numbers of those that somebody waits for
         self._by_policy = False  # whether the policy wants one
         self._broken: BaseException | None = None  # why no pack can be done
+        self._checkpoint = checkpoint
+        self._compacting: compaction.Steps | None = None
+        self._compacted = -inf  # when a compaction was complete, by the monotonic clock
         self._used = time.monotonic()  # when others last used the storage
         self._lookups = 0  # pages that were looked up until the last turn ended
         self.packed = self._time_of(META_PACKED)
@@ -94,6 +113,7 @@ class Collector:
             objects=engine.size,
             packing=self._wanted(),
             since_pack=max(0.0, now - self.packed),
+            since_compact=time.monotonic() - self._compacted,
             now=now,
         )
 
@@ -111,7 +131,7 @@ class Collector:
         """
         numbers = self.numbers(committed)
         wanted = self.policy.amount(numbers)
-        self._by_policy = self._broken is None and self._policy_packs(numbers)
+        self._by_policy = self._broken is None and self._policy_says("pack", numbers)
         if numbers.packing:
             wanted = max(wanted, STEP)
         until = self._engine.time() - int(self.policy.grace * 1e6)
@@ -123,14 +143,16 @@ class Collector:
             done += did
             if pause:
                 time.sleep(pause)
+        if self._policy_says("compact", numbers):
+            self._compact(COMPACT_STEPS if numbers.idle > IDLE else 1)
         return done
 
     def background_turn(self) -> None:
-        """Do what the policy says, gently; a full disk is waited out."""
+        """Do what the policy says, gently; a full disk, or a migration, is waited out."""
         self._notice_others()
         try:
             self.turn(pause=PAUSE)
-        except DiskFullError as error:
+        except CommitRefused as error:
             logger.debug("garbage waits: %s", error)
         self._lookups = self._engine.environment.lookups()
 
@@ -193,9 +215,27 @@ class Collector:
         """Whether a full pack is asked for that has not ended, or one has begun to delete, which it must go on with."""
         return self._by_policy or bool(self._tickets) or (self._pack is not None and self._pack.sweeping)
 
-    def _policy_packs(self, numbers: GarbageNumbers) -> bool:
-        wants = getattr(self.policy, "pack", None)  # policies written for the first release have none
-        return wants is not None and bool(wants(numbers))
+    def _policy_says(self, question: str, numbers: GarbageNumbers) -> bool:
+        """Ask the policy about something that those written for the first release know nothing of."""
+        answer = getattr(self.policy, question, None)
+        return answer is not None and bool(answer(numbers))
+
+    def _compact(self, steps: int) -> None:
+        """Do some steps of a compaction."""
+        if self._checkpoint is None or not self._one.acquire(blocking=False):
+            return
+        try:
+            if self._compacting is None:
+                self._checkpoint()
+                self._compacting = compaction.compact(self._engine, hold=COMPACT_HOLD)
+            if len(list(islice(self._compacting, steps))) < steps:
+                self._compacting, self._compacted = None, time.monotonic()
+                self._checkpoint()
+        except BaseException:
+            self._compacting = None
+            raise
+        finally:
+            self._one.release()
 
     def step(self, limit: int, until: int) -> int:
         """Do a step of what there is to do, unless another thread is at it.
@@ -243,7 +283,7 @@ class Collector:
         return looked.done
 
     def _pack_step(self) -> int:
-        """Do a step of a full pack; return how many records it was about."""
+        """Do a step of a full pack; return how many deletions that was worth, 0 at its end."""
         if self._steps is None:
             self._begin()
         steps = self._steps
@@ -259,12 +299,13 @@ class Collector:
         done = step.done + (self.packing.done if self.packing and self.packing.activity == step.activity else 0)
         self.packing = Packing(step.activity, done, step.total)
         self._account(step.deleted, step.reads)
-        return step.done
+        return step.deleted.done or 1 + step.done // READS_A_DELETION
 
     def close(self) -> None:
         """Let go of a pack under way: the storage is being closed."""
         with self._one:
             self._drop()
+            self._compacting = None
 
     def _begin(self) -> None:
         with self._engine.lock:
@@ -288,9 +329,9 @@ class Collector:
         self.packed = self._time_of(META_PACKED)
 
     def _fail(self, error: BaseException) -> None:
-        """Note that a pack cannot go on. One that lacks room is begun again, when there is."""
+        """Note that a pack cannot go on. One that lacks room, or was in the way of a migration, is begun again."""
         self._drop()
-        if isinstance(error, Exception) and not isinstance(error, DiskFullError):
+        if isinstance(error, Exception) and not isinstance(error, CommitRefused):
             self._broken = error
             self._tickets.clear()
             self._by_policy = False

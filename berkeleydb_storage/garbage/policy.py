@@ -45,7 +45,7 @@ class GarbageNumbers(NamedTuple):
     since_pack: float = 0.0
     """Seconds since a full pack was complete; where there was none, since the storage was created."""
     since_compact: float = inf
-    """Seconds since a compaction that the policy asked for was complete; infinite: none since the storage was opened."""
+    """Seconds since a compaction that the policy asked for was complete; infinite: none was, since the opening."""
     now: float = 0.0
     """Seconds since the epoch."""
 
