@@ -38,10 +38,10 @@ from berkeleydb_storage.format import (
     unpack_uint64,
 )
 
-PATIENCE = 256
+PATIENCE = 192
 """Records that are read for a suspect, in all, whenever its count falls."""
 NO_SUSPECT = Suspect(0, 0, PENDING)
-LAST_PATIENCE = 512
+LAST_PATIENCE = 288
 """Beyond `PATIENCE` only an application's commit makes it a suspect again, and only up to this many records."""
 
 
