@@ -10,6 +10,8 @@ import time
 from itertools import islice
 from typing import NamedTuple
 
+from pyroaring import BitMap64
+
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.format import (
@@ -18,7 +20,6 @@ from berkeleydb_storage.format import (
     PENDING,
     UNSETTLED,
     Suspect,
-    pack_oids,
     pack_uint64,
     references,
     unpack_oids,
@@ -66,6 +67,10 @@ class Suspicion:
         self._search: Search | None = None
         self._ended: Search | None = None  # to be freed
         self._watch = Watch()
+        self._until = 0
+        self._young = BitMap64()  # read, and the count fell after `_until`
+        self._latest = 0  # when the last of those did
+        self._old = 0  # when the last of the others did
         self._vain = 0
         """Records read in vain since the last full pack, less those that were deleted. Once they are as many as a
         full mark would read, which settles everything, no search reads more than its budget."""
@@ -90,7 +95,7 @@ class Suspicion:
             search = self._search
             if search is None:
                 return Looked(passed, 0, NOTHING)
-            before = search.reads
+            before, self._until = search.reads, until
             with engine.explaining():
                 search.run(self._read, self._count, limit)
             reads = search.reads - before
@@ -134,6 +139,7 @@ class Suspicion:
                 self._suspect = suspect
                 self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
                 self._watch = self._engine.watch()
+                self._young, self._latest, self._old = BitMap64(), 0, 0
                 return passed
             passed += 1
         if passed == limit:
@@ -160,10 +166,17 @@ class Suspicion:
         return deleted
 
     def _garbage_since(self, search: Search) -> int:
-        """Return when the last object of a closed set lost a reference from outside."""
-        counts = self._engine.counts
-        suspects = (counts.suspect(oid) for oid in pack_oids(search.closed & counts.pending))
-        return max((suspect.since for suspect in suspects if suspect is not None), default=0)
+        """Return when the last object of a closed set lost a reference from outside, or a somewhat later time."""
+        return self._old if self._young.isdisjoint(search.closed) else self._latest
+
+    def _date(self, number: int) -> None:
+        """Note when the count of a suspect that is read last fell. Where it falls again, the watch will know."""
+        suspect = self._engine.counts.suspect(pack_uint64(number))
+        if suspect is not None and suspect.since > self._until:
+            self._young.add(number)
+            self._latest = max(self._latest, suspect.since)
+        elif suspect is not None:
+            self._old = max(self._old, suspect.since)
 
     def _after(self, search: Search, since: int, disturbed: bool) -> Suspect:
         """Return what is known of a suspect that stays."""
@@ -188,6 +201,8 @@ class Suspicion:
     def _read(self, number: int) -> tuple[int, ...] | None:
         """Return what an object refers to; None where it is gone, malformed or large."""
         oid = pack_uint64(number)
+        if number in self._engine.counts.pending:
+            self._date(number)
         record = self._engine.objects.get(oid, dlen=LARGE, doff=0)
         if record is None or len(record) == LARGE:
             return None
