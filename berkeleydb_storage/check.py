@@ -323,6 +323,8 @@ class _Check:
                 table = self._tables[TABLES[key[0]]]
                 if value:
                     table.put(key[1:], value[1:], txn=change.transaction)
+                    if table is self._tables[SUSPECTS]:
+                        self._engine.counts.remember(key[1:], unpack_suspect(value[1:]))
                 else:
                     with suppress(KeyError):
                         table.delete(key[1:], txn=change.transaction)

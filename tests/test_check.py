@@ -3,8 +3,10 @@
 import pytest
 from faults import GARBAGE_OBJECTS, GRAPH, NEXT_OID, REFERENCES, build, found, plant, since, totals_by_hand
 from graphs import (
+    EVER,
     assert_books,
     commit,
+    drain,
     journal,
     meta,
     number,
@@ -22,11 +24,16 @@ from hypothesis import strategies as st
 from berkeleydb_storage import Fault
 from berkeleydb_storage.environment import GARBAGE, JOURNAL, META, OBJECTS, REFCOUNTS, SUSPECTS, TABLES
 from berkeleydb_storage.format import (
+    ACQUITTED,
+    PENDING,
+    UNSETTLED,
     State,
+    Suspect,
     pack_condemned,
     pack_count,
     pack_garbage_key,
     pack_journal,
+    pack_suspect,
     pack_uint64,
 )
 
@@ -148,15 +155,26 @@ MENDABLE = {
         {("queue", None, "a garbage key of 3 bytes")},
     ),
     "unknown suspect": lambda storage: (
-        [(SUSPECTS, oid(77), pack_uint64(1)), (SUSPECTS, b"??", pack_uint64(1))],
+        [(SUSPECTS, oid(77), pack_suspect(Suspect(1, 2, PENDING))), (SUSPECTS, b"??", pack_uint64(1))],
         {
             ("suspect", 77, "object 77 is a suspect and does not exist"),
             ("suspect", None, "object b'??' is a suspect and does not exist"),
         },
     ),
-    "suspect since when": lambda storage: (
-        [(SUSPECTS, oid(5), b"long")],
-        {("suspect", 5, "object 5 is a suspect since a time of 4 bytes")},
+    "malformed suspects": lambda storage: (
+        [(SUSPECTS, oid(5), b"long"), (SUSPECTS, oid(2), b""), (SUSPECTS, oid(3), bytes(12))],
+        {
+            ("suspect", 5, "object 5: the row of a suspect has 4 bytes"),
+            ("suspect", 2, "object 2: the row of a suspect has 0 bytes"),
+            ("suspect", 3, "object 3: the row of a suspect has 12 bytes"),
+        },
+    ),
+    "suspects in a state that there is not": lambda storage: (
+        [(SUSPECTS, oid(1), pack_suspect(Suspect(5, 6, 3))), (SUSPECTS, oid(4), b"\xff" * 16)],
+        {
+            ("suspect", 1, "object 1: a suspect in a state 3"),
+            ("suspect", 4, f"object 4: a suspect in a state {2**32 - 1}"),
+        },
     ),
     "gap in the journal": lambda storage: (
         [(JOURNAL, pack_uint64(2), None)],
@@ -334,6 +352,32 @@ def totals_of(objects):
     return {("total", None, f"{objects} objects are stored, and the total says 12")}
 
 
+@pytest.mark.parametrize("row", [pack_uint64(5), *(pack_suspect(Suspect(5, 6, state)) for state in range(3))])
+def test_suspects_of_every_kind_are_sound(storage, row):
+    """Those of format 1, which have only the time, are valid."""
+    plant(storage, (SUSPECTS, oid(5), row))
+    assert storage.check().faults == []
+    assert rows(storage, SUSPECTS) == {oid(5): row}
+
+
+def test_malformed_suspects_are_looked_at_again(storage):
+    """A repair makes them pending, as if nothing had been read for them; a search then finds that they live."""
+
+    def look():
+        while storage._running.collector.step(50, EVER):
+            pass
+        return storage._engine.counts.suspect(oid(5)).state
+
+    known = look()
+    assert known in (ACQUITTED, UNSETTLED)
+    plant(storage, (SUSPECTS, oid(5), b"long"))
+    before = storage._engine.time()
+    assert storage.check(repair=True).sound
+    suspect = storage._engine.counts.suspect(oid(5))
+    assert (suspect.spent, suspect.state, suspect.since > before) == (0, PENDING, True)
+    assert look() == known
+
+
 def test_a_malformed_record_does_not_hide_counts_that_are_too_low(storage):
     plant(
         storage,
@@ -352,7 +396,7 @@ def test_a_malformed_record_does_not_hide_counts_that_are_too_low(storage):
         ("total", None, "2 garbage are stored, and the total says 3"),
     }
     assert [fault.kind for fault in storage.check().faults] == ["record"]
-    storage.pack()
+    drain(storage)
     assert stored_keys(storage) == set(range(12)) - {7, 8, 10, 11}
 
 

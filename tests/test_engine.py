@@ -24,8 +24,8 @@ from graphs import (
 
 from berkeleydb_storage import CommitRefused, StorageClosed, failpoints
 from berkeleydb_storage.engine import OID_BLOCK
-from berkeleydb_storage.environment import TABLES
-from berkeleydb_storage.format import META_FORMAT, META_NEXT_OID, ROOT_OID, pack_uint64
+from berkeleydb_storage.environment import META, TABLES
+from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_NEXT_OID, META_PACKED, ROOT_OID, pack_uint64
 
 
 @pytest.fixture
@@ -57,8 +57,10 @@ def pending(*records):
 
 def test_a_new_storage(engine, storage):
     assert engine.size == 0
-    assert meta(storage, META_FORMAT) == pack_uint64(1)
+    assert meta(storage, META_FORMAT) == pack_uint64(FORMAT_VERSION)
     assert meta(storage, META_NEXT_OID) == pack_uint64(0)
+    assert meta(storage, META_PACKED) == pack_uint64(journal(storage)[0].state.time)
+    assert rows(storage, META).keys() == {META_FORMAT, META_NEXT_OID, META_PACKED}
 
 
 def test_the_first_oid_is_the_roots(engine):

@@ -119,7 +119,14 @@ def messages():
                 yield pytest.param(node.func.id, text, id=f"{path.name}:{node.lineno}")
 
 
-SELF_EVIDENT = ("is closed", "does not exist", "holds no storage", "comes twice", "was cut off while it was read")
+SELF_EVIDENT = (
+    "is closed",
+    "does not exist",
+    "holds no storage",
+    "comes twice",
+    "was cut off while it was read",
+    "is being closed",
+)
 """Where nothing needs to be said about what to do."""
 
 

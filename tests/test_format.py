@@ -9,20 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from berkeleydb_storage.format import (
+    ACQUITTED,
     FORMAT_VERSION,
     MAX_LISTED,
+    PENDING,
     ROOT_OID,
+    UNSETTLED,
     JournalRow,
     State,
+    Suspect,
     pack_condemned,
     pack_count,
     pack_garbage_key,
     pack_journal,
+    pack_oids,
+    pack_suspect,
     pack_uint64,
     references,
     unpack_count,
     unpack_garbage_key,
     unpack_journal,
+    unpack_oids,
+    unpack_suspect,
     unpack_uint64,
 )
 
@@ -65,8 +73,16 @@ def test_golden_journal():
     assert pack_journal(GOLDEN_STATE, []).hex() == GOLDEN_STATE_BYTES + "00"
 
 
+def test_golden_suspect():
+    """Those of format 1 have only the time; nothing was read for them yet."""
+    assert pack_suspect(Suspect(TIME, 300, UNSETTLED)).hex() == "00061122334455660000012c00000002"
+    assert unpack_suspect(bytes.fromhex("00061122334455660000012c00000001")) == Suspect(TIME, 300, ACQUITTED)
+    assert unpack_suspect(bytes.fromhex("0006112233445566")) == Suspect(TIME, 0, PENDING)
+    assert (PENDING, ACQUITTED, UNSETTLED) == (0, 1, 2)
+
+
 def test_format_version():
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2
 
 
 @given(numbers)
@@ -94,6 +110,18 @@ def test_counts_round_trip(count):
 @given(numbers)
 def test_condemned_round_trip(time):
     assert unpack_count(pack_condemned(time)) == (0, time)
+
+
+@given(numbers, st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 32) - 1))
+def test_suspects_round_trip(since, spent, state):
+    assert unpack_suspect(pack_suspect(Suspect(since, spent, state))) == Suspect(since, spent, state)
+    assert unpack_suspect(pack_uint64(since)) == Suspect(since, 0, PENDING)
+
+
+@given(st.lists(numbers, max_size=20))
+def test_many_oids_round_trip(several):
+    assert unpack_oids(pack_oids(several)) == tuple(several)
+    assert pack_oids(several) == oids(*several)
 
 
 @given(states, st.lists(keys, max_size=20))
@@ -182,6 +210,7 @@ def test_malformed_rows_are_value_errors(row):
         (unpack_uint64, {8}),
         (unpack_count, {8, 16}),
         (unpack_garbage_key, {16}),
+        (unpack_suspect, {8, 16}),
         (unpack_journal, {33}),
     ):
         if len(row) in sizes:

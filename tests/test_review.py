@@ -320,7 +320,7 @@ def test_no_step_lets_go_of_more_references_than_the_limit(storage, children, mo
     """A record with very many references is collected in short steps, between which the storage is consistent."""
     dropped = []
     drop = ReferenceCounts.drop_reference
-    monkeypatch.setattr(ReferenceCounts, "drop_reference", lambda *a: dropped.append(1) or drop(*a))
+    monkeypatch.setattr(ReferenceCounts, "drop_reference", lambda *a, **k: dropped.append(1) or drop(*a, **k))
     fan, oids = unpack_uint64(storage.new_oid()), [unpack_uint64(storage.new_oid()) for _ in range(children)]
     commit(storage, record(0, fan, oids[0]), record(fan, *oids), *(record(number) for number in oids))
     commit(storage, record(0, oids[0]))

@@ -6,11 +6,14 @@ from graphs import (
     assert_books,
     commit,
     counts,
+    drain,
     hand_out,
+    number,
     oid,
     queue,
     quiet,
     record,
+    rows,
     scratch_storage,
     step,
     stored,
@@ -104,11 +107,35 @@ def test_garbage_that_is_malformed_does_not_stop_it(storage, caplog):
     """What it referred to stays: its count says that there is a referrer."""
     commit(storage, record(0), record(1, 3), record(2), record(3))
     table(storage, OBJECTS).put(oid(1), record(1, 3)[:-1])
-    storage.pack()
+    drain(storage)
     assert stored(storage) == {0: [], 3: []}
     assert "garbage is malformed, so that what it referred to stays" in caplog.text
     report = storage.check(repair=True)
     assert [fault.message for fault in report.faults] == ["object 3 has 0 referrers and a reference count of 1"]
+
+
+def test_what_malformed_garbage_referred_to_goes_with_a_pack(storage):
+    """Where the root does not reach it: a mark does not go by the counts."""
+    commit(storage, record(0, 4), record(1, 3, 4), record(2), record(3), record(4))
+    table(storage, OBJECTS).put(oid(1), record(1, 3, 4)[:-1])
+    storage.pack()
+    assert stored(storage) == {0: [4], 4: []}
+    report = storage.check(repair=True)
+    assert [fault.message for fault in report.faults] == ["object 4 has 1 referrers and a reference count of 2"]
+
+
+def test_a_malformed_record_that_lives_stops_a_pack(storage):
+    """What it keeps alive is not known. What has no referrer goes all the same, and nothing else."""
+    commit(storage, record(0, 1), record(1, 2), record(2, 3), record(3, 2), record(4, 5), record(5, 4), record(6))
+    table(storage, OBJECTS).put(oid(1), record(1, 2)[:-1])
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=r"object 1 is malformed.*so that nothing is deleted: run `durus-bdb"):
+            storage.pack()
+    assert {number(key) for key in rows(storage, OBJECTS)} == {0, 1, 2, 3, 4, 5}
+    assert list(storage.get_packer())[-1].startswith("stopped: the record of object 1 is malformed")
+    table(storage, OBJECTS).put(oid(1), record(1, 2))
+    storage.pack()
+    assert stored(storage) == {0: [1], 1: [2], 2: [3], 3: [2]}
 
 
 def test_a_count_that_would_be_negative_stops_it(storage):
@@ -123,10 +150,13 @@ def test_a_count_that_would_be_negative_stops_it(storage):
 
 
 def test_an_object_with_more_referrers_than_there_are_is_kept(storage):
-    """A count that is too high loses room, never data."""
-    commit(storage, record(0, 1), record(1))
-    plant(storage, (REFCOUNTS, oid(1), pack_count(3)))
-    commit(storage, record(0))
+    """A count that is too high loses room, never data, and that only until a pack, which does not go by counts."""
+    commit(storage, record(0, 1, 2), record(1), record(2))
+    plant(storage, (REFCOUNTS, oid(1), pack_count(3)), (REFCOUNTS, oid(2), pack_count(4)))
+    commit(storage, record(0, 1))
+    while storage._running.collector.step(10, EVER):
+        pass
+    assert set(stored(storage)) == {0, 1, 2}
     storage.pack()
     assert set(stored(storage)) == {0, 1}
     assert storage.check(repair=True).sound

@@ -41,6 +41,7 @@ class Step(NamedTuple):
     total: int | None
     """How many there will be in this activity, None where that is not known."""
     reads: int = 0
+    """Records read to find out what is garbage."""
     deleted: Deleted = NOTHING
 
 
@@ -82,7 +83,7 @@ class Pack:
     def _collect(self, *, suspecting: bool = True) -> Generator[Step]:
         total = self._engine.counts.garbage
         while (deleted := self._deletion.collect(STEP, self._until, suspecting=suspecting)).done:
-            yield Step("collecting", deleted.done, total, deleted.objects, deleted)
+            yield Step("collecting", deleted.done, total, deleted=deleted)
 
     def _run(self, mark: Mark) -> Generator[Step, None, bool]:
         """Mark, doom and sweep; False where all changed meanwhile."""
@@ -123,7 +124,7 @@ class Pack:
     def _sweep(self, *, suspecting: bool) -> Generator[Step]:
         total = self._engine.doomed.left
         while (deleted := self._deletion.sweep(STEP, self._until, suspecting=suspecting)).done:
-            yield Step("deleting", deleted.done, total, deleted.objects, deleted)
+            yield Step("deleting", deleted.done, total, deleted=deleted)
 
     def _clear(self, mark: Mark) -> Generator[Step]:
         """Take off the suspects what lives, or hangs on a newer suspect."""

@@ -191,7 +191,7 @@ class GarbageNightly(GarbageThread):
         super().__init__(grace, interval, None)
         self.begin, self.end = _minutes(begin), _minutes(end)
         if self.begin == self.end:
-            raise OptionError(f"the window of {begin} to {end} is empty")
+            raise OptionError(f"the window of {begin} to {end} is empty: let it end at another time than it begins")
 
     def pack(self, numbers: GarbageNumbers) -> bool:
         """Say yes within the window, until a pack was complete in it."""
