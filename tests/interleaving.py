@@ -189,7 +189,7 @@ class World:
             self.end(session, records, handle)
         except DanglingReferenceError as error:
             assert bad, "refused, and nothing that it names is gone"
-            assert {number(key) for key in error.oids} <= bad
+            assert {number(key) for key in error.oids} <= bad | gone
             assert error.oids
             self.refused += 1
         except ConflictError:

@@ -195,15 +195,16 @@ class Search:
             refs = ()
         seen, referrers = self._seen, self._referrers
         seen[number] = found = _Seen(refs, count(number) - len(referrers.get(number, ())))
-        holds = number == self.suspect
+        holds, fewest = number == self.suspect, found.unexplained
         for ref in refs:
             known = seen.get(ref)
             if known is not None:
                 known.unexplained -= 1
+                fewest = min(fewest, known.unexplained)
                 holds = holds or known.holder
             if known is None or not known.holder:
                 referrers.setdefault(ref, []).append(number)
-        if found.unexplained < 0:
+        if fewest < 0:
             self.outcome = UNKNOWN  # counts have changed meanwhile
         self._unspread.append(number)
         if holds:
