@@ -6,12 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyroaring import BitMap64
 
 from benchmarks.__main__ import BENCHMARKS, FULL, QUICK, TINY, main
+from benchmarks.collecting import Subject
+from benchmarks.counting import without_counts
+from benchmarks.graphs import ROOT, Graph
 from benchmarks.measure import Figure, Spread
 from benchmarks.records import fill, records
 from benchmarks.report import verdict
-from berkeleydb_storage import BerkeleyDBStorage
+from berkeleydb_storage import BerkeleyDBStorage, session
+from berkeleydb_storage.change import Change
 
 
 def test_every_benchmark(tmp_path):
@@ -60,3 +65,35 @@ def test_the_quick_sizes_are_below_the_full_ones():
     assert QUICK.objects < FULL.objects == 100_000
     assert QUICK.large < FULL.large == 1_000_000
     assert QUICK.migrated < FULL.migrated == 5_000_000
+    assert QUICK.collected.live[-1] < FULL.collected.live[-1] == 1_000_000
+    assert QUICK.collected.packed < FULL.collected.packed == 1_000_000
+    assert QUICK.collected.garbage < FULL.collected.garbage == 500_000
+
+
+def test_what_was_collected_is_verified(tmp_path):
+    graph = Graph()
+    kept = graph.tree(20, ROOT)
+    dropped = graph.tree(30, ROOT)
+    expected = BitMap64(range(len(graph) + 1)) - BitMap64(range(dropped, dropped + 30))  # the subject adds one
+    subject = Subject(tmp_path, graph)
+    with subject.storage:
+        graph.drop(subject.storage, ROOT, dropped)
+        with pytest.raises(AssertionError, match="0 objects too many were deleted, 30 left"):
+            subject.must_be(expected)
+        subject.collect()
+        subject.must_be(expected)
+        graph.drop(subject.storage, ROOT, kept)
+        subject.collect()
+        with pytest.raises(AssertionError, match="20 objects too many were deleted, 0 left"):
+            subject.must_be(expected)
+
+
+def test_counting_is_left_out_only_where_that_is_measured():
+    before = _counting()
+    with without_counts():
+        assert all(now is not then for now, then in zip(_counting(), before, strict=True))
+    assert _counting() == before
+
+
+def _counting():
+    return session.references, Change.store, Change.settle
