@@ -61,7 +61,7 @@ class Deletion:
         self._wanted = 0  # how many more of them it takes to go on
         self._size = 0  # of what the step under way deleted
 
-    def collect(self, limit: int, until: int, *, suspecting: bool = True) -> Deleted:
+    def collect(self, limit: int, until: int) -> Deleted:
         """Delete objects without referrers.
 
         Nothing is done while something is doomed: the counts of what that refers to are not those of its referrers.
@@ -69,7 +69,6 @@ class Deletion:
         Args:
             limit: how many at most.
             until: only those that have had none since then, in microseconds since the epoch.
-            suspecting: as in `sweep`.
 
         Raises:
             DiskFullError: there is no room; nothing is lost, it goes on when there is.
@@ -77,7 +76,7 @@ class Deletion:
         self._fetch_oids()
         with self._engine.lock, self._engine.change() as change:
             failpoints.reached("collect.begun")
-            done = 0 if self._engine.doomed.closed else self._collect(limit, until, change, suspecting=suspecting)
+            done = 0 if self._engine.doomed.closed else self._collect(limit, until, change)
             failpoints.reached("collect.written")
         if done:
             failpoints.reached("collect.committed")
@@ -137,7 +136,7 @@ class Deletion:
         self._spare += [self._engine.new_oid() for _ in range(self._wanted)]
         self._wanted = self._size = 0
 
-    def _collect(self, limit: int, until: int, change: Change, *, suspecting: bool) -> int:
+    def _collect(self, limit: int, until: int, change: Change) -> int:
         """Delete from the queue within a transaction; return how many entries and objects were done with."""
         orphans: list[tuple[int, bytes]] = []
         done = dropped = 0
@@ -157,7 +156,7 @@ class Deletion:
             done += 1
             self._delete(oid, record, change)
             dropped += len(children)
-            orphans += [(since, child) for child in self._drop(children, since, change, suspecting=suspecting)]
+            orphans += [(since, child) for child in self._drop(children, since, change, suspecting=True)]
         for since, oid in orphans:
             self._engine.counts.condemn(oid, since, change.transaction)
         return done

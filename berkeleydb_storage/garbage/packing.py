@@ -80,9 +80,9 @@ class Pack:
         mark.close()
         logger.debug("packed %s in %.2f s", self._engine.environment.path, time.monotonic() - started)
 
-    def _collect(self, *, suspecting: bool = True) -> Generator[Step]:
+    def _collect(self) -> Generator[Step]:
         total = self._engine.counts.garbage
-        while (deleted := self._deletion.collect(STEP, self._until, suspecting=suspecting)).done:
+        while (deleted := self._deletion.collect(STEP, self._until)).done:
             yield Step("collecting", deleted.done, total, deleted=deleted)
 
     def _run(self, mark: Mark) -> Generator[Step, None, bool]:
@@ -97,7 +97,7 @@ class Pack:
             return False
         yield from self._sweep(suspecting=False)
         self.sweeping = False
-        yield from self._collect(suspecting=False)
+        yield from self._collect()
         yield from self._clear(mark)
         return True
 
