@@ -10,8 +10,11 @@ import pytest
 from durus.connection import Connection
 from durus.file_storage import FileStorage
 from durus.persistent_dict import PersistentDict
+from test_layers import SOURCES, ours
 
 from berkeleydb_storage import BerkeleyDBStorage, cli
+from berkeleydb_storage.garbage import cycles, deletion, suspicion
+from berkeleydb_storage.refcounts import LAST_PATIENCE, PATIENCE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README", ROOT / "UPGRADING", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,3 +91,41 @@ def test_every_file_that_is_named_exists():
     for document in DOCUMENTS:
         for name in re.findall(r"(?:docs|tests|benchmarks)/[\w./]+\w", document.read_text()):
             assert (ROOT / name).exists(), f"{document.name} speaks of {name}"
+
+
+def layers_of_the_design():
+    """Return {module: row} as the table of layers has it."""
+    text = (ROOT / "docs" / "DESIGN.md").read_text()
+    table = text.partition("## Layers")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name: number for number, row in enumerate(rows) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_layers_of_the_design():
+    """Every module is there, and imports only from its own row and those above."""
+    layers = layers_of_the_design()
+    modules = {name.partition(".")[0] for name in SOURCES} - {"__init__", "__main__"}
+    assert layers.keys() == modules
+    for name, tree in SOURCES.items():
+        row = layers.get(name.partition(".")[0], len(layers))
+        for other in ours(tree):
+            assert layers.get(other.partition(".")[0], -1) <= row, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("a transaction of at most {:,} objects, {:,} references and", (deletion.STEP, deletion.FAN)),
+        ("pays for {} more", ({4: "four"}.get(cycles.REFUND),)),
+        ("sets of more than {:,} objects", (cycles.LARGEST,)),
+        ("a record of {:.0f} KiB or more", (suspicion.LARGE / 1024,)),
+        ("through objects that more than {} unknown ones refer to", (cycles.WIDE,)),
+        ("{:.0f} MiB of records", (deletion.STEP_BYTES / (1 << 20),)),
+    ],
+)
+def test_the_numbers_of_the_design(text, numbers):
+    """They are those of the code."""
+    document = " ".join((ROOT / "docs" / "DESIGN.md").read_text().split())
+    assert text.format(*numbers) in document
+    assert 150 <= PATIENCE <= LAST_PATIENCE <= 600
+    assert max(budget for _, budget in suspicion.BUDGETS) > 100

@@ -61,7 +61,7 @@ def drop_large(storage):
 
 
 @pytest.mark.parametrize("shape", [ring, doubly_linked, tree])
-@pytest.mark.parametrize("size", [1, 2, 5, 50, 150])
+@pytest.mark.parametrize("size", [1, 2, 5, 50, 100])
 @pytest.mark.parametrize("more", [(), POPULAR])
 def test_inline_keeps_up_with_what_commits_replace(shape, size, more):
     """However many there were: after each, what the last few let go of is there at most."""
