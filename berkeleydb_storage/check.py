@@ -40,8 +40,11 @@ from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
     ACQUITTED,
     FORMAT_VERSION,
+    META_DOOMED_FROM,
     META_FORMAT,
     META_NEXT_OID,
+    META_PACKED,
+    META_SEARCHED,
     OID_LENGTH,
     PENDING,
     ROOT_OID,
@@ -60,6 +63,7 @@ from berkeleydb_storage.format import (
     unpack_uint64,
 )
 from berkeleydb_storage.tally import Tally
+from berkeleydb_storage.upgrade import READABLE
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +153,7 @@ class _Check:
         self._suspects()
         self._journal()
         self._meta()
+        self._passed_over()
 
     def _wrong(self, kind: str, message: str, oid: bytes | None, *mends: _Mend) -> None:
         """Note a fault that the mends, or new totals, put right."""
@@ -308,13 +313,39 @@ class _Check:
     def _meta(self) -> None:
         stored, meta = self._tally.stored, self._tables[META]
         version, row = meta.get(META_FORMAT), meta.get(META_NEXT_OID)
-        if version != pack_uint64(FORMAT_VERSION):
+        if version not in self._versions():
             self._lost("meta", f"the table meta says format {version!r}")
+        self._times(version == pack_uint64(FORMAT_VERSION))
         if not stored or (row is not None and len(row) == OID_LENGTH and unpack_uint64(row) > stored.max()):
             return
         following = pack_uint64(min(max(stored.max() + 1, self._engine.next_oid), (1 << 64) - 1))
         message = f"the next oid is {row!r}, and object {stored.max()} exists"
         self._wrong("meta", message, None, _Mend(META, META_NEXT_OID, following))
+
+    def _versions(self) -> list[bytes]:
+        """Return the formats that the table meta may say: one that is read may be older."""
+        older = () if self._engine.environment.writable else READABLE
+        return [pack_uint64(version) for version in (FORMAT_VERSION, *older)]
+
+    def _times(self, current: bool) -> None:
+        """Look at the times of the last pack, which is there in the `current` format, and of the last search."""
+        packed, searched = (self._tables[META].get(key) for key in (META_PACKED, META_SEARCHED))
+        if packed is None and current:
+            mend = _Mend(META, META_PACKED, pack_uint64(self._now))
+            self._wrong("meta", "the table meta does not say when the storage was packed", None, mend)
+        for key, row in ((META_PACKED, packed), (META_SEARCHED, searched)):
+            if row is not None and len(row) != len(pack_uint64(0)):
+                message = f'the time "{key.decode()}" in the table meta has {len(row)} bytes'
+                mend = _Mend(META, key, pack_uint64(self._now) if key == META_PACKED else None)
+                self._wrong("meta", message, None, mend)
+
+    def _passed_over(self) -> None:
+        """Look for doomed objects that the deletion went past."""
+        left = self._tally.stored & self._doomed
+        if left and left.min() < self._engine.doomed.start:
+            oid = pack_uint64(left.min())
+            message = f"{describe(oid)} was to be deleted, and was passed over"
+            self._wrong("doomed", message, oid, _Mend(META, META_DOOMED_FROM, oid))
 
     def repair(self) -> None:
         """Write the mends and the totals, in one transaction."""

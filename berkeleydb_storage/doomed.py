@@ -25,7 +25,10 @@ from berkeleydb_storage.format import META_DOOMED, META_DOOMED_FROM, pack_oids, 
 
 
 class Doomed:
-    """What is doomed: `closed`, those that were deleted already included. It is empty most of the time."""
+    """What is doomed: `closed`, those that were deleted already included. It is empty most of the time.
+
+    None of them is left below `start`.
+    """
 
     def __init__(self, meta: Table) -> None:
         """Read what there is."""
@@ -41,15 +44,15 @@ class Doomed:
         row, start = self._meta.get(META_DOOMED), self._meta.get(META_DOOMED_FROM)
         try:
             self.closed = BitMap64() if row is None else BitMap64.deserialize(row)
-            self._start = 0 if row is None or start is None else unpack_uint64(start)
-        except ValueError as error:
+            self.start = 0 if row is None or start is None else unpack_uint64(start)
+        except (ValueError, IndexError) as error:
             raise DamagedError(f"meta.db has a malformed set of doomed objects ({error}): restore a backup") from error
 
     @property
     def left(self) -> int:
         """How many are not deleted yet."""
         closed = self.closed
-        return closed.range_cardinality(self._start, closed.max() + 1) if closed else 0
+        return closed.range_cardinality(self.start, closed.max() + 1) if closed else 0
 
     def among(self, oids: Collection[bytes]) -> list[bytes]:
         """Return those of the objects that are doomed."""
@@ -57,7 +60,7 @@ class Doomed:
 
     def first(self, limit: int) -> list[int]:
         """Return up to `limit` of those that are to be deleted next."""
-        return list(islice(self.closed.iter_equal_or_larger(self._start), limit))
+        return list(islice(self.closed.iter_equal_or_larger(self.start), limit))
 
     def doom(self, numbers: BitMap64, start: int, transaction: Transaction) -> None:
         """Write that these objects are doomed, and none of them is left below `start`. It counts from `reload` on."""
@@ -75,6 +78,6 @@ class Doomed:
 
     def advanced(self, start: int) -> None:
         """Note that the transaction with `advance` was committed."""
-        self._start = start
+        self.start = start
         if start > self.closed.max():
-            self.closed, self._start = BitMap64(), 0
+            self.closed, self.start = BitMap64(), 0

@@ -89,8 +89,9 @@ class Inside:
     """Those that were looked at, and of which only a full pack can tell whether they are garbage; None as above."""
     last_search: float | None
     """When a suspect was last looked at, in seconds since the epoch; None: never."""
-    last_pack: float
-    """When a full pack was last complete; where there was none, when the storage was created or upgraded."""
+    last_pack: float | None
+    """When a full pack was last complete; where there was none, when the storage was created or upgraded. None: not
+    known, because an older format is read that does not say so."""
     transactions: int
     """Ever; those of the collector included."""
     last_transaction: float

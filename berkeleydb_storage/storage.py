@@ -55,9 +55,9 @@ class Statistics:
     """How far the full pack under way is, None where there is none."""
     last_search: float | None
     """When a cycle was last looked for, in seconds since the epoch; None: never."""
-    last_pack: float
+    last_pack: float | None
     """When a full pack was last complete, in seconds since the epoch; where there was none, when the storage was
-    created or upgraded."""
+    created or upgraded. None: not known, because an older format is read that does not say so."""
     transactions: int
     """Transactions ever, those of the collector included."""
     collected: Collected
@@ -305,7 +305,7 @@ class BerkeleyDBStorage(Session):
             unsettled=unsettled,
             packing=running.collector.packing,
             last_search=running.collector.searched(),
-            last_pack=running.collector.packed,
+            last_pack=running.collector.packed or None,
             transactions=engine.journal.tid,
             collected=running.collector.collected,
             checkpoints=checkpointer.completed if checkpointer else 0,

@@ -12,6 +12,7 @@ from graphs import (
     number,
     oid,
     queue,
+    quiet,
     record,
     rows,
     scratch_storage,
@@ -187,6 +188,14 @@ MENDABLE = {
     "malformed tid": lambda storage: (
         [(JOURNAL, b"\0", b"")],
         {("journal", None, "row 00 of the journal: a number has 8 bytes, not 1: b'\\x00'")},
+    ),
+    "time of the last pack missing": lambda storage: (
+        [(META, b"packed", None)],
+        {("meta", None, "the table meta does not say when the storage was packed")},
+    ),
+    "malformed time of the last search": lambda storage: (
+        [(META, b"searched", b"today")],
+        {("meta", None, 'the time "searched" in the table meta has 5 bytes')},
     ),
     "next oid too low": lambda storage: (
         [(META, b"next oid", pack_uint64(11))],
@@ -410,6 +419,23 @@ def test_a_format_in_the_table_that_is_another(storage):
     (fault,) = report.faults
     assert fault == Fault("meta", f"the table meta says format {pack_uint64(7)!r}", False, None)
     assert not report.repaired
+
+
+@pytest.mark.parametrize("row", [b"", b"1234567", b"123456789"])
+def test_malformed_times(tmp_path, row):
+    """The storage opens all the same, so that it can be repaired."""
+    with quiet(tmp_path) as storage:
+        build(storage)
+        plant(storage, (META, b"packed", row), (META, b"searched", row))
+    with quiet(tmp_path) as storage:
+        assert (storage.statistics().last_pack, storage.statistics().last_search) == (None, None)
+        assert found(storage.check(repair=True)) == {
+            ("meta", None, f'the time "packed" in the table meta has {len(row)} bytes'),
+            ("meta", None, f'the time "searched" in the table meta has {len(row)} bytes'),
+        }
+        assert storage.check().faults == []
+        assert meta(storage, b"searched") is None
+        assert number(meta(storage, b"packed")) <= storage._engine.time()
 
 
 @pytest.mark.parametrize("row", [None, b"", b"123456789", pack_uint64(0), pack_uint64(11)])

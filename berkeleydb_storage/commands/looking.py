@@ -201,9 +201,13 @@ def _inside_lines(inside: Inside) -> Iterator[str]:
     yield f"garbage        {inside.garbage:,} waiting{waiting}{doomed}"
     yield f"suspects       {inside.suspects:,}{_of_suspects(inside)}"
     yield f"searched       {'never' if inside.last_search is None else f'last at {_when(inside.last_search)}'}"
-    yield f"packed         completely at {_when(inside.last_pack)}, or else created or upgraded then"
+    yield f"packed         {_last_pack(inside.last_pack)}"
     yield f"transactions   {inside.transactions:,}, the last at {when}"
     yield f"cache          {inside.cache_hits:,} hits of {pages:,}{rate} since it was opened, for this"
+
+
+def _last_pack(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"completely at {_when(seconds)}, or else created or upgraded then"
 
 
 def _of_suspects(inside: Inside) -> str:

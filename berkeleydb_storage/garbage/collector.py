@@ -345,8 +345,10 @@ class Collector:
         return deleted.done
 
     def _time_of(self, key: bytes) -> float:
-        row = self._engine.get_meta(key)
-        return 0.0 if row is None else unpack_uint64(row) / 1e6
+        try:
+            return unpack_uint64(self._engine.get_meta(key) or bytes(8)) / 1e6
+        except ValueError:  # a check reports it
+            return 0.0
 
     def searched(self) -> float | None:
         """Return when a suspect was last looked at, in seconds since the epoch; None for never."""
