@@ -142,7 +142,8 @@ def suspected(open_storage):
     """A storage with 9 suspects, of which all is known that can be."""
     storage = open_storage(garbage_collection=GarbageManual())
     hand_out(storage, 40)
-    commit(storage, record(0, *range(1, 11)), *(record(number) for number in range(1, 10)), record(10, *range(1, 10)))
+    nine = [record(number, 20) for number in range(1, 10)]
+    commit(storage, record(0, *range(1, 11)), *nine, record(10, *range(1, 10)), record(20))
     commit(storage, record(0, 10))
     counts, engine = storage._engine.counts, storage._engine
     with engine.lock, engine.change() as change:
