@@ -117,14 +117,13 @@ class Change:
                 changes[ref] = changes.get(ref, 0) + 1
         elif old == record:
             return
-        else:
-            before = references(oid, old)
-            if before != refs:
-                for ref in refs:
-                    changes[ref] = changes.get(ref, 0) + 1
-                for ref in before:
-                    changes[ref] = changes.get(ref, 0) - 1
-                self.lost.update(set(before).difference(refs))
+        elif (before := references(oid, old)) != refs:
+            for ref in set(refs).difference(before):
+                changes[ref] = changes.get(ref, 0) + 1
+            lost = set(before).difference(refs)
+            for ref in lost:
+                changes[ref] = changes.get(ref, 0) - 1
+            self.lost |= lost
         engine.objects.put(oid, record, self.transaction)
 
     def create(self, oid: bytes, record: bytes) -> None:
@@ -146,7 +145,7 @@ class Change:
         return engine.counts.settle(self.changes, self.born, self.lost, self.now, self.transaction)
 
     def touches(self) -> set[bytes]:
-        """Return what it stored and deleted, and what those objects referred to or do now."""
+        """Return what it stored and deleted, and what gained or lost a reference by that."""
         return {*self.changes, *self.stored, *self.deleted}
 
     def touch(self, oids: Iterable[bytes]) -> None:

@@ -15,7 +15,7 @@ Invariants, between transactions:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from pyroaring import BitMap64
 
@@ -38,6 +38,8 @@ from berkeleydb_storage.format import (
     unpack_uint64,
 )
 
+LARGE = 1 << 16
+"""Bytes of a record that is too large to be looked at."""
 PATIENCE = 192
 """Records that are read for a suspect, in all, whenever its count falls."""
 NO_SUSPECT = Suspect(0, 0, PENDING)
@@ -63,7 +65,7 @@ class ReferenceCounts:
         self,
         changes: Mapping[bytes, int],
         born: Container[bytes],
-        lost: Iterable[bytes],
+        lost: Container[bytes],
         now: int,
         transaction: Transaction,
     ) -> list[bytes]:
@@ -72,7 +74,7 @@ class ReferenceCounts:
         Args:
             changes: oid -> change of its count; every object in `born` is among them.
             born: the objects that did not exist before this commit.
-            lost: the objects that lost a referrer, whatever they gained; they are among `changes`.
+            lost: those that lost a referrer, whatever they gained: that may hang on them.
             now: microseconds since the epoch.
             transaction: the commit's.
 
@@ -100,22 +102,17 @@ class ReferenceCounts:
                 if after < 0:
                     raise _negative(oid)
                 self._write(oid, before, since, after, now, transaction)
-                if change < 0 or not before:  # what links it again from the queue may hang on it
+                if oid in lost or not before:  # what links it again from the queue may hang on it, too
                     self._suspect(oid, after, now, LAST_PATIENCE, transaction)
-        if not dangling:
-            self._suspect_moved([oid for oid in lost if changes[oid] >= 0], now, transaction)
+            elif oid in lost:
+                self._suspect(oid, 1, now, LAST_PATIENCE, transaction)
         return dangling
 
-    def _suspect_moved(self, oids: Iterable[bytes], now: int, transaction: Transaction) -> None:
-        """Note objects that lost a referrer and gained another, which may hang on them. A leaf is on no cycle."""
-        for oid in filter(self._is_parent, oids):
-            self._suspect(oid, self.count(oid), now, LAST_PATIENCE, transaction)
-
     def _is_parent(self, oid: bytes) -> bool:
-        """Tell whether an object refers to others, so that its referrer may hang on it."""
-        record = self._objects.get(oid)
+        """Tell whether an object refers to others, as far as that can be told at no great cost."""
+        record = self._objects.get(oid, dlen=LARGE, doff=0)
         try:
-            return record is not None and bool(references(oid, record))
+            return record is not None and (len(record) == LARGE or bool(references(oid, record)))
         except ValueError:
             return False
 
@@ -134,8 +131,11 @@ class ReferenceCounts:
             self._counts.delete(oid, txn=transaction)
 
     def _suspect(self, oid: bytes, count: int, since: int, patience: int, transaction: Transaction) -> None:
-        """Note an object that lost a referrer, and has another, or had none: it may hang on a dead cycle."""
-        if not count or oid == ROOT_OID:
+        """Note an object that lost a referrer, and has another, or had none: it may hang on a dead cycle.
+
+        One that refers to nothing is on none.
+        """
+        if not count or oid == ROOT_OID or not self._is_parent(oid):
             return
         row = self._suspects.get(oid)
         last, spent, state = NO_SUSPECT if row is None else unpack_suspect(row)

@@ -13,7 +13,7 @@ from berkeleydb_storage.format import unpack_oids
 
 
 class Watch:
-    """What was touched since it began: stored, deleted, or referred to by a record that was stored or deleted."""
+    """What was touched since it began: stored or deleted, or it gained or lost a reference."""
 
     def __init__(self) -> None:
         """Begin."""

@@ -54,10 +54,10 @@ class Graph:
         before, old, self.refs = self.count(self.refs), self.refs, self.refs | pending
         after = self.count(self.refs)
         lost = {ref for key in pending for ref in set(old.get(key, ())) - set(pending[key]) - {key}}
-        moved = {key for key in lost if after[key] >= before[key] and set(self.refs[key]) - {key}}
+        moved = {key for key in lost if after[key] >= before[key]}
         linked = {key for key in before if 0 == before[key] < after[key]}
         fell = {key for key in before if 0 < after[key] < before[key]}
-        self.suspects |= (fell | moved | linked) - {0}
+        self.suspects |= {key for key in (fell | moved | linked) - {0} if set(self.refs[key]) - {key}}
         # The root has one referrer more than is counted here: the outside world.
 
     def collected(self, left):
@@ -208,7 +208,7 @@ def test_a_record_counts_once_however_often_it_refers(storage):
 
 
 def test_who_loses_some_of_several_referrers_is_suspect(storage):
-    commit(storage, record(0, 1, 2, 3), record(1, 4), record(2, 4), record(3, 4), record(4))
+    commit(storage, record(0, 1, 2, 3), record(1, 4), record(2, 4), record(3, 4), record(4, 5), record(5))
     commit(storage, record(1))
     assert (counts(storage), suspects(storage)) == ({4: 2}, {4})
     commit(storage, record(2))
@@ -216,6 +216,15 @@ def test_who_loses_some_of_several_referrers_is_suspect(storage):
     commit(storage, record(3))
     assert (queue(storage), suspects(storage)) == ([4], {4})
     storage.pack()
+    assert suspects(storage) == set()
+
+
+def test_what_refers_to_nothing_is_never_suspect(storage):
+    """It is on no cycle: nothing hangs on it."""
+    commit(storage, record(0, 1, 2), record(1, 3), record(2, 3), record(3, 3))
+    commit(storage, record(1))
+    assert (counts(storage), suspects(storage)) == ({}, set())
+    commit(storage, record(2), record(1, 3))
     assert suspects(storage) == set()
 
 
@@ -327,7 +336,7 @@ def test_lowering_a_count_that_is_0_is_refused(storage):
 
 def test_lowering_a_count(storage):
     """1 → gone: for the caller to see to. 2 → 1: a row less, and a suspect. 3 → 2: the row changes."""
-    commit(storage, record(0, 1, 2, 3), record(1, 2, 3), record(2, 3), record(3))
+    commit(storage, record(0, 1, 2, 3, 4), record(1, 2, 3), record(2, 3), record(3, 4), record(4))
     before = rows(storage, REFCOUNTS)
     try:
         with storage._engine.lock, storage._engine.change() as change:
@@ -335,7 +344,7 @@ def test_lowering_a_count(storage):
             assert books.drop_reference(oid(1), change.now, change.transaction)
             assert not books.drop_reference(oid(2), change.now, change.transaction)
             assert not books.drop_reference(oid(3), change.now, change.transaction)
-            assert counts(storage) == {3: 2}
+            assert counts(storage) == {3: 2, 4: 2}
             assert suspects(storage) == {2, 3}
             assert books.suspects == 2
             raise InterruptedError

@@ -111,17 +111,17 @@ def test_a_set_is_as_young_as_its_youngest_suspect(tmp_path):
 
 
 def test_a_young_suspect_beside_the_set_does_not_keep_it(tmp_path):
-    beside, holder = 2, 9
+    beside, leaf, holder = 2, 5, 9
     with quiet(tmp_path) as storage:
         hand_out(storage, 10)
         ring = [record(1, beside, 3), record(3, 4), record(4, 1)]
-        commit(storage, record(0, beside, holder), record(holder, 1, beside), record(beside), *ring)
+        commit(storage, record(0, beside, holder), record(holder, 1, beside), record(beside, leaf), record(leaf), *ring)
         commit(storage, record(holder, beside))
         dropped = now(storage)
         commit(storage, record(holder))
         assert storage._engine.counts.suspect(record(beside)[:8]).since > dropped
         look(storage, dropped)
-        assert in_storage(storage) == {0, beside, holder}
+        assert in_storage(storage) == {0, beside, leaf, holder}
         assert collected(storage).read == 3 + 4, "the one beside it was not looked at, so that nothing is tested"
 
 

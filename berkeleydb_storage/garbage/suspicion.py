@@ -26,7 +26,7 @@ from berkeleydb_storage.format import (
 )
 from berkeleydb_storage.garbage.cycles import ALIVE, CLOSED, UNKNOWN, Search
 from berkeleydb_storage.garbage.deletion import Deleted, Deletion
-from berkeleydb_storage.refcounts import LAST_PATIENCE, PATIENCE
+from berkeleydb_storage.refcounts import LARGE, LAST_PATIENCE, PATIENCE
 from berkeleydb_storage.watch import Watch
 
 BUDGETS = ((64, 64), (PATIENCE, PATIENCE - 64))
@@ -38,8 +38,6 @@ ROWS_A_READ = 5
 PIECES = 1000
 """Objects of a search that are freed at once: a third of a millisecond."""
 MOST = (1 << 32) - 1
-LARGE = 1 << 16
-"""Bytes of a record that is too large to be looked at."""
 
 
 class Looked(NamedTuple):
