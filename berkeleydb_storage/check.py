@@ -215,8 +215,6 @@ class _Check:
         """Compare every count that is noted with the one that was found, and look whether one is not noted."""
         noted = self._tables[REFCOUNTS]
         for number, (oid, row) in enumerate(rows(noted)):
-            if self._is_doomed(oid):
-                continue
             if self._is_stored(oid):
                 self._count(oid, row)
             else:
@@ -236,6 +234,8 @@ class _Check:
         except ValueError as error:
             self._wrong("count", f"{name}: {error}", oid, *self._mends_of_count(oid, found))
             return
+        if self._is_doomed(oid):
+            found = noted  # what referred to it may be deleted already
         if noted < found or (noted > found and not self._unreadable):
             message = f"{name} has {found} referrers and a reference count of {noted}"
             self._wrong("count", message, oid, *self._mends_of_count(oid, found))
@@ -260,9 +260,8 @@ class _Check:
             except ValueError as error:
                 self._wrong("queue", str(error), None, _Mend(GARBAGE, key, None))
                 continue
-            if self._is_doomed(oid):
-                continue
-            if unpack_uint64(oid) not in self._zero or self._tables[REFCOUNTS].get(oid) != pack_condemned(since):
+            condemned = unpack_uint64(oid) in self._zero or self._is_doomed(oid)
+            if not condemned or self._tables[REFCOUNTS].get(oid) != pack_condemned(since):
                 message = f"{describe(oid)} is in the garbage queue since {since} and must not be"
                 self._wrong("queue", message, oid, _Mend(GARBAGE, key, None))
 

@@ -58,6 +58,8 @@ class Node(NamedTuple):
     """Bytes of its record."""
     since: float | None = None
     """Since when it waits in the garbage queue, in seconds since the epoch; None where it does not."""
+    doomed: bool = False
+    """Whether it is being deleted, with others: for everybody else it is gone."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Why:
     path: tuple[Node, ...] = ()
     """A shortest path of references: the root first, the object last. Empty: it is garbage."""
     count: int = 0
-    """Of garbage: how many other objects refer to it, none of which the root reaches."""
+    """Of garbage: how many other objects refer to it, none of which the root reaches. 0 where it is being deleted."""
     referrers: tuple[Node, ...] = ()
-    """The first `LISTED` of them, in the order of their oids."""
+    """The first `LISTED` of them, in the order of their oids, but those that are being deleted last."""
 
     @property
     def reachable(self) -> bool:
@@ -125,8 +127,8 @@ def _silent(activity: str, records: int) -> None:
     """Show no progress."""
 
 
-def _node(oid: bytes, record: bytes, since: float | None = None) -> Node:
-    return Node(unpack_uint64(oid), sys.intern(class_name(record)), len(record), since)
+def _node(oid: bytes, record: bytes, since: float | None = None, *, doomed: bool = False) -> Node:
+    return Node(unpack_uint64(oid), sys.intern(class_name(record)), len(record), since, doomed)
 
 
 class _Search:
@@ -150,7 +152,7 @@ class _Search:
         """Return the answers for these objects; none for one whose path a commit broke."""
         with self._engine.lock:
             self._engine.require_idle()
-            answers = {oid: told for oid in oids if (told := self._condemned(oid)).node.since is not None}
+            answers = {oid: told for oid in oids if _is_told(told := self._condemned(oid))}
         sought = [oid for oid in oids if oid not in answers]
         if not sought:
             return answers
@@ -170,8 +172,14 @@ class _Search:
         record = self._get([oid])[0]
         if record is None:
             raise missing(oid)
+        return Why(*self._known(oid, record))
+
+    def _known(self, oid: bytes, record: bytes) -> tuple[Node, tuple[Node, ...], int]:
+        """Return an object, no path to it, and its count. The caller holds the mutex."""
+        if unpack_uint64(oid) in self._engine.doomed.closed:
+            return _node(oid, record, doomed=True), (), 0
         count, since = self._count(oid)
-        return Why(_node(oid, record, since), count=count)
+        return _node(oid, record, since), (), count
 
     def _count(self, oid: bytes) -> tuple[int, float | None]:
         """Return an object's count, and since when it is 0, in seconds. The caller holds the mutex."""
@@ -267,20 +275,27 @@ class _Search:
         """Add to each answer the first of the objects that refer to it, as they were when the search was over."""
         missed = {oid: min(told.count, LISTED) for oid, told in garbage.items() if told.count}
         found: dict[bytes, list[Node]] = {oid: [] for oid in garbage}
-        rows = self._session.gen_oid_record(batch_size=BATCH) if missed else iter(())
+        rows = self._garbage() if missed else iter(())
         for oid, record in self._counted(rows, REFERRERS):
             refs = () if unpack_uint64(oid) in self._reached else missed.keys() & _readable_references(oid, record)
             for ref in refs:
                 with self._engine.lock:
                     if unpack_uint64(oid) in self._changed:
                         break
-                    found[ref].append(_node(oid, record, self._count(oid)[1]))
+                    found[ref].append(self._known(oid, record)[0])
                 missed[ref] -= 1
                 if not missed[ref]:
                     del missed[ref]
             if not missed:
                 break
         return {oid: Why(told.node, (), told.count, tuple(found[oid])) for oid, told in garbage.items()}
+
+    def _garbage(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (oid, record) of all objects, and then of those that are being deleted."""
+        yield from self._session.gen_oid_record(batch_size=BATCH)
+        with self._engine.lock:
+            doomed = self._engine.doomed.closed
+        yield from self._batches(map(pack_uint64, doomed))
 
     def _records(self, oids: Iterable[bytes], activity: str) -> Iterator[tuple[bytes, bytes]]:
         """Yield (oid, record) of those of these objects that there are; a batch is read at a time."""
@@ -317,6 +332,11 @@ class _Search:
 
     def _damaged(self, what: str) -> DamagedError:
         return DamagedError(f"{self._engine.environment.path}: {what}; run `durus-bdb check`")
+
+
+def _is_told(answer: Why) -> bool:
+    """Tell whether nothing more needs to be known of an object: it waits to be deleted, or that goes on."""
+    return answer.node.doomed or answer.node.since is not None
 
 
 def _readable_references(oid: bytes, record: bytes) -> tuple[bytes, ...]:

@@ -519,8 +519,8 @@ def test_the_command_as_json(db, capsys):
     values = json.loads(run(capsys, db, 1, 4, "--json", code=1).out)
     assert values["directory"] == str(db)
     alive, dead = values["objects"]
-    root = {"oid": 0, "class": "app.Node", "size": 32, "garbage_since": None}
-    node = {"oid": 1, "class": "app.Node", "size": 40, "garbage_since": None}
+    root = {"oid": 0, "class": "app.Node", "size": 32, "garbage_since": None, "doomed": False}
+    node = {"oid": 1, "class": "app.Node", "size": 40, "garbage_since": None, "doomed": False}
     assert alive == {**node, "reachable": True, "path": [root, node], "count": 0, "referrers": []}
     assert (dead["oid"], dead["reachable"], dead["path"], dead["count"]) == (4, False, [], 1)
     assert [(known["oid"], known["garbage_since"] > 0) for known in dead["referrers"]] == [(3, True)]

@@ -36,7 +36,7 @@ def _values(answer: Why) -> dict[str, Any]:
 
 
 def _node_values(node: Node) -> dict[str, Any]:
-    return {"oid": node.oid, "class": node.name, "size": node.size, "garbage_since": node.since}
+    return {"oid": node.oid, "class": node.name, "size": node.size, "garbage_since": node.since, "doomed": node.doomed}
 
 
 def _lines(answer: Why) -> Iterator[str]:
@@ -45,6 +45,9 @@ def _lines(answer: Why) -> Iterator[str]:
         steps = len(answer.path) - 1
         yield f"{name} is reached from the root in {steps:,} step{'' if steps == 1 else 's'}"
         yield from _table(answer.path)
+    elif answer.node.doomed:
+        yield f"{name} is garbage: it is being deleted, with others that the root does not reach"
+        yield from _table([answer.node])
     elif answer.node.since is not None:
         yield f"{name} is garbage: nothing refers to it; it waits to be collected since {_when(answer.node.since)}"
         yield from _table([answer.node])
@@ -67,7 +70,8 @@ def _table(nodes: Sequence[Node]) -> Iterator[str]:
     yield f"{'oid':>15}{'bytes':>12}  class"
     for node in nodes:
         waiting = "" if node.since is None else f", waits to be collected since {_when(node.since)}"
-        yield f"{node.oid:>15}{node.size:>12,}  {node.name}{waiting}"
+        doomed = ", is being deleted" if node.doomed else ""
+        yield f"{node.oid:>15}{node.size:>12,}  {node.name}{waiting}{doomed}"
 
 
 def _when(seconds: float) -> str:
