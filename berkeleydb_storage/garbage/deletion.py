@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pickle import dumps
 from typing import NamedTuple
@@ -39,6 +39,15 @@ FAN = 500
 """References that a step lets go of at most: some 4 milliseconds. A record with more is split first."""
 NOTHING = dumps(Persistent, 2) + compress(dumps({}, 2))
 """The data of an object without attributes, as Durus' ObjectWriter makes it."""
+
+
+Settled = Callable[[int], bool]
+"""Tells whether an object cannot hang on a dead cycle of which nobody knows."""
+
+
+def unsettled(_: int) -> bool:
+    """Return False: that is not known of any object."""
+    return False
 
 
 class Deleted(NamedTuple):
@@ -82,13 +91,13 @@ class Deletion:
             failpoints.reached("collect.committed")
         return Deleted(done, len(change.deleted), self._size)
 
-    def sweep(self, limit: int, since: int | None = None, *, suspecting: bool = True) -> Deleted:
+    def sweep(self, limit: int, since: int | None = None, settled: Settled = unsettled) -> Deleted:
         """Delete up to `limit` doomed objects.
 
         Args:
             limit: how many at most.
             since: when they became garbage, in microseconds since the epoch; None: that is not known.
-            suspecting: whether what they refer to may hang on a dead cycle now. It cannot after a full mark.
+            settled: tells of an object that they refer to whether it lives, or hangs on one that is a suspect anyway.
 
         Raises:
             DiskFullError: there is no room; nothing is lost, it goes on when there is.
@@ -102,7 +111,7 @@ class Deletion:
             with engine.change() as change:
                 failpoints.reached("sweep.begun")
                 when = change.now if since is None else since
-                start = self._sweep(batch, engine.doomed.closed, when, change, suspecting=suspecting)
+                start = self._sweep(batch, engine.doomed.closed, when, change, settled)
                 engine.doomed.advance(start, change.transaction)
                 failpoints.reached("sweep.written")
             engine.doomed.advanced(start)
@@ -119,7 +128,7 @@ class Deletion:
         """
         self._size = 0
         batch = list(islice(closed, STEP))
-        start = self._sweep(batch, closed, since, change, suspecting=True)
+        start = self._sweep(batch, closed, since, change)
         if start <= closed.max():
             self._engine.doomed.doom(closed, start, change.transaction)
             change.dooms = True
@@ -156,12 +165,14 @@ class Deletion:
             done += 1
             self._delete(oid, record, change)
             dropped += len(children)
-            orphans += [(since, child) for child in self._drop(children, since, change, suspecting=True)]
+            orphans += [(since, child) for child in self._drop(children, since, change)]
         for since, oid in orphans:
             self._engine.counts.condemn(oid, since, change.transaction)
         return done
 
-    def _sweep(self, batch: Sequence[int], closed: BitMap64, since: int, change: Change, *, suspecting: bool) -> int:
+    def _sweep(
+        self, batch: Sequence[int], closed: BitMap64, since: int, change: Change, settled: Settled = unsettled
+    ) -> int:
         """Delete objects of a closed set within a transaction, in this order; return the number up to which it got."""
         counts, transaction = self._engine.counts, change.transaction
         dropped = 0
@@ -176,7 +187,7 @@ class Deletion:
             counts.unqueue_doomed(oid, transaction)
             self._delete(oid, record, change)
             dropped += len(children)
-            for child in self._drop(children, since, change, suspecting=suspecting):
+            for child in self._drop(children, since, change, settled):
                 counts.condemn(child, since, transaction)
             if self._size > STEP_BYTES:
                 return number + 1
@@ -190,11 +201,13 @@ class Deletion:
             change.delete(oid)
         self._size += len(record)
 
-    def _drop(self, children: Sequence[bytes], since: int, change: Change, *, suspecting: bool) -> list[bytes]:
+    def _drop(self, children: Sequence[bytes], since: int, change: Change, settled: Settled = unsettled) -> list[bytes]:
         """Lower the counts of what a deleted object referred to; return those that have no referrer any more."""
         drop, transaction = self._engine.counts.drop_reference, change.transaction
         change.touch(children)
-        return [child for child in children if drop(child, since, transaction, suspecting=suspecting)]
+        return [
+            child for child in children if drop(child, since, transaction, suspecting=not settled(unpack_uint64(child)))
+        ]
 
     def _take(self, until: int, change: Change) -> tuple[int, bytes] | None:
         """Take the oldest entry out of the queue; None where none is as old as `until`. Wrong ones are dropped."""

@@ -15,7 +15,7 @@ from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.format import META_PACKED, pack_uint64, unpack_uint64
-from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion
+from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion, Settled, unsettled
 from berkeleydb_storage.garbage.marking import Mark
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Pack:
             DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
         """
         started = time.monotonic()
-        yield from self._sweep(suspecting=True)
+        yield from self._sweep()
         self.begun = True
         self._until = self._engine.time()
         yield from self._collect()
@@ -91,11 +91,11 @@ class Pack:
         while (looked := mark.look(LOOK)) and not mark.spoiled:
             yield Step("looking", looked, None)
         while not mark.spoiled and not self._doom(mark):
-            yield from self._sweep(suspecting=True)
+            yield from self._sweep()
             yield from self._mark(mark)
         if mark.spoiled:
             return False
-        yield from self._sweep(suspecting=False)
+        yield from self._sweep(mark.settled)
         self.sweeping = False
         yield from self._collect()
         yield from self._clear(mark)
@@ -121,9 +121,9 @@ class Pack:
                 failpoints.reached("doom.committed")
         return True
 
-    def _sweep(self, *, suspecting: bool) -> Generator[Step]:
+    def _sweep(self, settled: Settled = unsettled) -> Generator[Step]:
         total = self._engine.doomed.left
-        while (deleted := self._deletion.sweep(STEP, self._until, suspecting=suspecting)).done:
+        while (deleted := self._deletion.sweep(STEP, self._until, settled)).done:
             yield Step("deleting", deleted.done, total, deleted=deleted)
 
     def _clear(self, mark: Mark) -> Generator[Step]:
