@@ -89,19 +89,33 @@ class Suspicion:
             engine.require_open()
             if self._unread is not None and engine.counts.suspects:
                 return Looked(self._find(self._unread, limit), 0, NOTHING)
-            passed = 0 if self._search is not None else self._begin(limit, until)
+            passed, reads = self._go_on(limit, until)
             search = self._search
             if search is None:
                 return Looked(passed, 0, NOTHING)
-            before, self._until = search.reads, until
-            with engine.explaining():
-                search.run(self._read, self._count, limit)
-            reads = search.reads - before
             deleted = NOTHING if search.outcome is None else self._conclude(search, until)
         if deleted.done:
             failpoints.reached("search.committed")
         self.shed()
         return Looked(max(1, passed + reads + deleted.done), reads, deleted)
+
+    def _go_on(self, limit: int, until: int) -> tuple[int, int]:
+        """Begin a search, if there is none, and go on with it; return how many suspects were passed over, and reads.
+
+        One that an error or a signal interrupted has lost count of what it has seen: it is given up.
+        """
+        try:
+            passed = 0 if self._search is not None else self._begin(limit, until)
+            search = self._search
+            if search is None:
+                return passed, 0
+            before, self._until = search.reads, until
+            with self._engine.explaining():
+                search.run(self._read, self._count, limit)
+        except BaseException:
+            self._end()
+            raise
+        return passed, search.reads - before
 
     def forgive(self) -> None:
         """Drop a search under way, and forget what was read in vain: all is settled. The caller holds the mutex."""
@@ -135,9 +149,9 @@ class Suspicion:
                 counts.pending.discard(number)  # where the count is 0, the queue has it
             elif suspect.since <= until:
                 self._suspect = suspect
-                self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
-                self._watch = self._engine.watch()
+                self._watch = self._engine.watch()  # before there is a search that needs it
                 self._young, self._latest, self._old = BitMap64(), 0, 0
+                self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
                 return passed
             passed += 1
         if passed == limit:
