@@ -43,7 +43,7 @@ class Doomed:
         """
         row, start = self._meta.get(META_DOOMED), self._meta.get(META_DOOMED_FROM)
         try:
-            self.closed = BitMap64() if row is None else BitMap64.deserialize(row)
+            self.closed = BitMap64() if row is None else _unpack(row)
             self.start = 0 if row is None or start is None else unpack_uint64(start)
         except (ValueError, IndexError) as error:
             raise DamagedError(f"meta.db has a malformed set of doomed objects ({error}): restore a backup") from error
@@ -81,3 +81,10 @@ class Doomed:
         self.start = start
         if start > self.closed.max():
             self.closed, self.start = BitMap64(), 0
+
+
+def _unpack(row: bytes) -> BitMap64:
+    numbers = BitMap64.deserialize(row)
+    if not numbers:
+        raise ValueError("it is empty")
+    return numbers
