@@ -14,23 +14,21 @@ from graphs import (
     EVER,
     assert_books,
     commit,
-    hand_out,
     oid,
     oids,
     queue,
-    quiet,
     record,
     scratch_storage,
     stored,
-    suspects,
 )
-from interleaving import ACTIONS, DRIVERS, SHAPES, World, act, any_act, local, make_small, reach, tight
+from interleaving import ACTIONS, DRIVERS, SHAPES, World, act, any_act, make_small, reach, tight
 
 from berkeleydb_storage import DanglingReferenceError
 from berkeleydb_storage.format import ACQUITTED, UNSETTLED
-from berkeleydb_storage.garbage import deletion, packing
+from berkeleydb_storage.garbage import deletion
+from berkeleydb_storage.refcounts import PATIENCE
 
-WORLDS = 600
+WORLDS = 400
 """Random graphs for each size of the steps."""
 SLOW_WORLDS = 10_000
 A_STORAGE = 200
@@ -59,18 +57,18 @@ class Tally(Counter):
         self.update(graphs=1, steps=world.steps, commits=world.commits, refused=world.refused, left=bool(left))
 
 
-def random_worlds(seeds, tally, shapes=tuple(SHAPES), sizes=(3, 8)):
+def random_worlds(seeds, tally, shapes=tuple(SHAPES), sizes=(3, 8), drivers=tuple(DRIVERS)):
     """Store random graphs, and let random clients commit between the steps of a random collector."""
     seeds = list(seeds)
     for start in range(0, len(seeds), A_STORAGE):
         with scratch_storage(1) as storage:
             for seed in seeds[start : start + A_STORAGE]:
-                random_world(storage, random.Random(seed), tally, shapes, sizes)
+                random_world(storage, random.Random(seed), tally, shapes, sizes, drivers)
 
 
-def random_world(storage, source, tally, shapes, sizes):
+def random_world(storage, source, tally, shapes, sizes, drivers):
     world = World.random(storage, source, source.choice(shapes), source.randint(*sizes))
-    work = DRIVERS[source.choice(list(DRIVERS))](world)
+    work = DRIVERS[source.choice(drivers)](world)
     rate = source.choice((0.1, 0.3, 0.7))
     while world.step(work):
         while world.commits < MOST_COMMITS and source.random() < rate:
@@ -125,7 +123,7 @@ def all_graphs(size):
                 yield refs
 
 
-TARGETS = {name: 2 for name in ACTIONS} | dict.fromkeys(("link", "unlink", "new", "again", "empty"), 1)
+TARGETS = dict.fromkeys(ACTIONS, 2) | dict.fromkeys(("link", "unlink", "new", "again", "empty"), 1)
 """How many objects an action is about."""
 
 
@@ -221,3 +219,160 @@ def test_every_two_commits_at_every_two_positions(monkeypatch, capsys):
     pairs = [first + second for first, second in product(single_acts(2), repeat=2)]
     exhaust([PAIR, RING], ["local", "full"], pairs, tally)
     show(capsys, "two commits at every two positions", tally)
+
+
+def test_no_garbage_is_left_by_local_steps(monkeypatch):
+    """Larger graphs, with commits that unlink more while searches go on, and budgets as they are."""
+    make_small(monkeypatch, 5)
+    tally = Tally()
+    random_worlds(range(LIVELY_WORLDS), tally, SIMPLE, (20, LIVELY), drivers=("local", "put_off"))
+    assert not tally["left"]
+
+
+def drain(storage, until=EVER):
+    """Do all that local steps do."""
+    collector = storage._running.collector
+    while collector.step(50, until) or collector.step(50, until):
+        pass
+
+
+def test_a_ring_that_one_commit_closes_by_moving_a_reference(storage):
+    """The count of what it hangs on is what it was."""
+    commit(storage, record(0, 1), record(1, 2), record(2))
+    commit(storage, record(0), record(2, 1))
+    drain(storage)
+    assert stored(storage) == {0: []}
+
+
+def test_what_waits_in_the_queue_is_linked_by_garbage_that_hangs_on_it(storage):
+    commit(storage, record(0, 1, 3), record(1, 2), record(2, 1), record(3, 1))
+    commit(storage, record(0, 3))
+    before = storage._engine.time()
+    commit(storage, record(0))
+    drain(storage, before)
+    assert storage._engine.counts.suspect(oid(1)).state == ACQUITTED
+    commit(storage, record(2, 1, 3))
+    assert queue(storage) == []
+    drain(storage)
+    assert stored(storage) == {0: []}
+
+
+def test_a_suspect_without_patience_left_is_for_a_full_pack(storage):
+    """It was acquitted again and again; that its last referrer is collected must be noticed all the same."""
+    chain = [record(key, key + 1) for key in range(1, 50)]
+    commit(storage, record(0, 1, 60), *chain, record(50, 1), record(60, 1))
+    while storage._engine.counts.suspect(oid(1)) is None or storage._engine.counts.suspect(oid(1)).spent < PATIENCE:
+        commit(storage, record(0, 60))
+        drain(storage)
+        last = storage._engine.counts.suspect(oid(1))
+        assert last.state == ACQUITTED
+        if last.spent < PATIENCE:
+            commit(storage, record(0, 1, 60))
+    commit(storage, record(0))
+    drain(storage)
+    assert storage.statistics().unsettled == 1
+    assert storage._engine.counts.suspect(oid(1)).state == UNSETTLED
+    storage.pack()
+    assert stored(storage) == {0: []}
+
+
+def test_a_link_to_what_a_search_has_explained(storage):
+    """The search has more references to an object than it has counted: it ends, and begins again."""
+    commit(storage, record(0, 1), record(1, 2), record(2, 3), record(3, 2))
+    commit(storage, record(0, 1, 3), record(3, 1, 2))
+    commit(storage, record(0), record(3, 2), record(2, 1, 3))
+    commit(storage, record(0, 3))
+    commit(storage, record(0))
+    for position in range(6):
+        for _ in range(position):
+            storage._running.collector.step(1, EVER)
+        if {2, 3} <= stored(storage).keys():
+            commit(storage, record(3, 1, 2))
+            commit(storage, record(3, 2))
+    drain(storage)
+    assert stored(storage) == {0: []}
+
+
+def packing_until(storage, activity):
+    """Return a pack that has done a step of this."""
+    work = storage._running.collector.pack()
+    while storage._running.collector.packing is None or storage._running.collector.packing.activity != activity:
+        next(work)
+    return work
+
+
+def test_garbage_that_a_client_stores_during_the_mark_is_not_forgotten(storage, monkeypatch):
+    make_small(monkeypatch)
+    commit(storage, record(0, 1), record(1, 2), record(2, 1))
+    commit(storage, record(0))
+    work = packing_until(storage, "marking")
+    commit(storage, record(2, 1, data=b"more"))
+    list(work)
+    assert stored(storage) == {0: [], 1: [2], 2: [1]}
+    drain(storage)
+    assert stored(storage) == {0: []}
+
+
+def test_a_ring_that_hung_on_what_was_unlinked_during_the_mark(storage, monkeypatch):
+    """Its last referrer goes with this pack, because garbage referred to it."""
+    make_small(monkeypatch)
+    commit(storage, record(0, 1, 3), record(1, 2, 3), record(2, 1), record(3, 4), record(4, 5), record(5, 4))
+    commit(storage, record(0, 3))
+    work = packing_until(storage, "looking")
+    commit(storage, record(0))
+    list(work)
+    drain(storage)
+    assert stored(storage) == {0: []}
+
+
+def test_a_ring_of_garbage_that_is_made_while_what_refers_to_it_is_doomed(storage, monkeypatch):
+    make_small(monkeypatch)
+    commit(storage, record(0, 1), record(1, 2, 3), record(2, 1), record(3, 4), record(4))
+    commit(storage, record(0))
+    work = packing_until(storage, "marking")
+    commit(storage, record(4, 3))
+    list(work)
+    assert stored(storage) == {0: [], 3: [4], 4: [3]}
+    drain(storage)
+    assert stored(storage) == {0: []}
+
+
+def test_parts_of_what_was_doomed_go_with_the_pack(storage, monkeypatch):
+    monkeypatch.setattr(deletion, "FAN", 2)
+    leaves = range(10, 20)
+    commit(storage, record(0, 1, *leaves), record(1, 2, *leaves), record(2, 1), *map(record, leaves))
+    commit(storage, record(0, *leaves))
+    storage.pack()
+    assert stored(storage).keys() == {0, *leaves}
+
+
+def test_a_commit_that_meets_what_is_doomed(storage, monkeypatch):
+    """Between two steps of the sweep some of it is there and some is not: a reference to either is refused."""
+    make_small(monkeypatch)
+    commit(storage, record(0, 1), record(1, 2), record(2, 3), record(3, 1))
+    commit(storage, record(0))
+    work = packing_until(storage, "deleting")
+    assert stored(storage) == {0: [], 2: [3], 3: [1]}
+    for refused in ([record(0, 1)], [record(0, 3)], [record(3)], [record(1)], [record(0, 40), record(40, 2)]):
+        with pytest.raises(DanglingReferenceError) as caught:
+            commit(storage, *refused)
+        assert set(caught.value.oids) <= set(oids(1, 2, 3))
+    commit(storage, record(0, 40), record(40))
+    list(work)
+    assert stored(storage) == {0: [40], 40: []}
+
+
+def main():
+    """Try many, and tell how many they were."""
+    patch, tally, began = pytest.MonkeyPatch(), Tally(), time.monotonic()
+    for size, fan in STEPS:
+        make_small(patch, size, fan)
+        random_worlds(range(SLOW_WORLDS), tally)
+    make_small(patch)
+    exhaust(all_graphs(3), ["local", "full", "mixed"], single_acts(3), tally)
+    patch.undo()
+    print(f"{time.monotonic() - began:.0f} s: " + ", ".join(f"{number} {name}" for name, number in tally.items()))
+
+
+if __name__ == "__main__":
+    main()
