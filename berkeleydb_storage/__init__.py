@@ -32,7 +32,7 @@ from berkeleydb_storage.errors import (
     StorageNotEmpty,
     StorageNotFound,
 )
-from berkeleydb_storage.garbage.collector import Collected, Packing
+from berkeleydb_storage.garbage.collector import Collected
 from berkeleydb_storage.garbage.policy import (
     GarbageInline,
     GarbageManual,
@@ -41,6 +41,7 @@ from berkeleydb_storage.garbage.policy import (
     GarbageThread,
     garbage_collection_interface,
 )
+from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.session import Session
 from berkeleydb_storage.storage import BerkeleyDBStorage, Statistics
 from berkeleydb_storage.version import __version__

@@ -26,8 +26,9 @@ from berkeleydb_storage.errors import (
     OptionError,
     ReadOnlyError,
 )
-from berkeleydb_storage.garbage.collector import Collected, Collector, Packing
+from berkeleydb_storage.garbage.collector import Collected, Collector
 from berkeleydb_storage.garbage.policy import GarbageThread, garbage_collection_interface
+from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.maintenance import Worker, in_worker
 from berkeleydb_storage.opening import Opened, abandon_storage, close_storage, open_storage
 from berkeleydb_storage.options import DEFAULT_CACHE, Options
@@ -225,7 +226,8 @@ class BerkeleyDBStorage(Session):
     def _packer(self, steps: Iterator[str | None]) -> Iterator[str | None]:
         """Pack; a failure ends it with a message, because it would end a Durus server."""
         try:
-            yield from steps
+            for message in steps:  # `yield from` would close it, which takes a lock, wherever Python frees this
+                yield message
         except BerkeleyDBStorageError as error:
             logger.error("packing stopped: %s", error)
             yield f"stopped: {error}"

@@ -21,6 +21,7 @@ engine
 garbage.cycles garbage.marking
 garbage.deletion
 garbage.suspicion garbage.packing compaction
+garbage.requests
 garbage.collector garbage migration check opening session
 storage export reachability
 inspection sources

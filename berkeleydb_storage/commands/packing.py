@@ -10,8 +10,8 @@ from berkeleydb_storage.commands.command import Command, add_directory
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.environment import TABLES
 from berkeleydb_storage.files import TABLE_SUFFIX
-from berkeleydb_storage.garbage.collector import Packing
 from berkeleydb_storage.garbage.policy import GarbageManual
+from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.progress import Progress, rate_text
 from berkeleydb_storage.storage import BerkeleyDBStorage
 

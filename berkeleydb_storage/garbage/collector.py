@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from itertools import islice
 from math import inf
 from typing import NamedTuple
 
 from berkeleydb_storage import compaction
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitRefused
+from berkeleydb_storage.errors import CommitRefused
 from berkeleydb_storage.format import META_PACKED, META_SEARCHED, pack_garbage_key, unpack_uint64
 from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion
-from berkeleydb_storage.garbage.packing import Pack, Step
+from berkeleydb_storage.garbage.packing import Pack
 from berkeleydb_storage.garbage.policy import IDLE, GarbageNumbers, garbage_collection_interface
+from berkeleydb_storage.garbage.requests import Packing, PackRequests
 from berkeleydb_storage.garbage.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
@@ -46,17 +47,6 @@ class Collected(NamedTuple):
     """Records read to do it: to find what is garbage, and to delete it."""
 
 
-class Packing(NamedTuple):
-    """How far a full pack is."""
-
-    activity: str
-    """"collecting", "marking", "looking", "deleting" or "clearing"."""
-    done: int
-    """Objects in this activity so far; in "looking", looks into the table."""
-    total: int | None
-    """How many there will be, about; None where that is not known."""
-
-
 class Collector:
     """The collector of one storage."""
 
@@ -78,21 +68,14 @@ class Collector:
         """
         self.policy = policy
         self.collected = Collected(0, 0, 0)
-        self.packing: Packing | None = None
-        """How far the full pack under way is, None where there is none."""
         self._engine = engine
         self._ordered = ordered
         self._one = threading.RLock()
         """Whoever does a step holds it; it guards all that is below. Taken before the engine's mutex."""
         self._deletion = Deletion(engine)
         self._suspicion = Suspicion(engine, self._deletion)
-        self._pack: Pack | None = None
-        self._steps: Generator[Step] | None = None
+        self._packs = PackRequests(self._begin)
         self._flip = False  # the queue and the suspects take turns
-        self._ended = 0  # full packs that are complete
-        self._tickets: list[int] = []  # the numbers of those that somebody waits for
-        self._by_policy = False  # whether the policy wants one
-        self._broken: BaseException | None = None  # why no pack can be done
         self._checkpoint = checkpoint
         self._compacting: compaction.Steps | None = None
         self._compacted = -inf  # when a compaction was complete, by the monotonic clock
@@ -111,7 +94,7 @@ class Collector:
             suspects=len(engine.counts.pending),
             unsettled=len(engine.counts.unsettled),
             objects=engine.size,
-            packing=self._wanted(),
+            packing=self._packs.wanted,
             since_pack=max(0.0, now - self.packed),
             since_compact=time.monotonic() - self._compacted,
             now=now,
@@ -131,7 +114,7 @@ class Collector:
         """
         numbers = self.numbers(committed)
         wanted = self.policy.amount(numbers)
-        self._by_policy = self._broken is None and self._policy_says("pack", numbers)
+        self._packs.by_policy = self._policy_says("pack", numbers)
         if numbers.packing:
             wanted = max(wanted, STEP)
         until = self._engine.time() - int(self.policy.grace * 1e6)
@@ -156,64 +139,44 @@ class Collector:
             logger.debug("garbage waits: %s", error)
         self._lookups = self._engine.environment.lookups()
 
-    def pack(self) -> Generator[str | None]:
-        """Delete all that the root does not reach now, whatever its age, a step at a time.
+    @property
+    def packing(self) -> Packing | None:
+        """How far the full pack under way is, None where there is none."""
+        return self._packs.packing
+
+    def pack(self) -> Packer:
+        """Ask for a full pack: all goes that the root does not reach now, whatever its age.
 
         Another thread may do some of the steps, the background thread first of all: so it gets done even if nobody
-        asks this generator to go on. Where it is closed before its end, the pack is called off.
+        asks for the next step of what is returned. Where that is dropped, the pack is called off.
+        """
+        with self._one:
+            return Packer(self, self._packs.ask())
 
-        Yields:
-            What to tell, or None.
+    def serve(self, ticket: int) -> bool:
+        """Do a step of the pack with this number; False where it is complete.
 
         Raises:
             DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
+            BerkeleyDBStorageError: it was given up, for an error that another thread met.
         """
-        ticket = self._ask()
-        return self._served(ticket)
-
-    def _served(self, ticket: int) -> Generator[str | None]:
-        before, started = self.collected.objects, time.monotonic()
-        activity = ""
-        try:
-            while self._serve(ticket):
-                packing = self.packing
-                told = packing is not None and packing.activity != activity
-                activity = packing.activity if packing is not None else activity
-                yield f"{activity}{_of(packing)}" if told else None
-        finally:
-            self._withdraw(ticket)
-        collected = self.collected.objects - before
-        yield f"collected {collected} objects in {time.monotonic() - started:.2f} s"
-
-    def _ask(self) -> int:
-        """Ask for a full pack of what is garbage now; return its number."""
         with self._one:
-            begun = self._pack is not None and self._pack.begun
-            ticket = self._ended + (2 if begun else 1)
-            self._tickets.append(ticket)
-            return ticket
-
-    def _withdraw(self, ticket: int) -> None:
-        """Say that nobody waits for a pack any more."""
-        with self._one:
-            if ticket in self._tickets:
-                self._tickets.remove(ticket)
-            if not self._wanted():
-                self._drop()
-
-    def _serve(self, ticket: int) -> bool:
-        """Do a step of a pack; False where it has ended."""
-        with self._one:
-            if self._ended >= ticket:
+            if self._packs.is_served(ticket):
                 return False
-            if ticket not in self._tickets:
-                raise BerkeleyDBStorageError(f"packing was given up: {self._broken}") from self._broken
             self._pack_step()
             return True
 
-    def _wanted(self) -> bool:
-        """Whether a full pack is asked for that has not ended, or one has begun to delete, which it must go on with."""
-        return self._by_policy or bool(self._tickets) or (self._pack is not None and self._pack.sweeping)
+    def withdraw(self, ticket: int) -> None:
+        """Call a pack off, as far as this request goes; the next step drops it. At any time."""
+        self._packs.withdraw(ticket)
+
+    def tidy(self) -> None:
+        """Drop a pack that nobody wants any more, unless another thread is at it, which will."""
+        if self._one.acquire(blocking=False):
+            try:
+                self._packs.tidy()
+            finally:
+                self._one.release()
 
     def _policy_says(self, question: str, numbers: GarbageNumbers) -> bool:
         """Ask the policy about something that those written for the first release know nothing of."""
@@ -254,8 +217,9 @@ class Collector:
         if not self._one.acquire(blocking=False):
             return 0
         try:
+            self._packs.tidy()
             done = self._local_step(limit, until)
-            return done + self._pack_step() if self._wanted() else done
+            return done + self._pack_step() if self._packs.wanted else done
         finally:
             self._one.release()
 
@@ -266,7 +230,7 @@ class Collector:
     def _local_step(self, limit: int, until: int) -> int:
         """Do a step of what needs no full pack; nothing that could come in the way of one."""
         if self._engine.doomed.closed:
-            return 0 if self._pack is not None and self._pack.sweeping else self._sweep(limit)
+            return 0 if self._packs.sweeping else self._sweep(limit)
         first, second = (self.collect, self._look) if self._flip else (self._look, self.collect)
         self._flip = not self._flip
         return first(limit, until) or second(limit, until)
@@ -276,7 +240,7 @@ class Collector:
 
     def _look(self, limit: int, until: int) -> int:
         """Do a step with the suspects; while a full pack goes on that is left to it."""
-        if self._wanted() or not (self._engine.counts.pending or not self._suspicion.complete):
+        if self._packs.wanted or not (self._engine.counts.pending or not self._suspicion.complete):
             return 0
         looked = self._suspicion.step(limit, until)
         self._account(looked.deleted, looked.reads)
@@ -284,57 +248,24 @@ class Collector:
 
     def _pack_step(self) -> int:
         """Do a step of a full pack; return how many deletions that was worth, 0 at its end."""
-        if self._steps is None:
-            self._begin()
-        steps = self._steps
-        assert steps is not None
-        try:
-            step = next(steps, None)
-        except BaseException as error:
-            self._fail(error)
-            raise
+        step = self._packs.step()
         if step is None:
-            self._end()
+            self.packed = self._time_of(META_PACKED)
             return 0
-        done = step.done + (self.packing.done if self.packing and self.packing.activity == step.activity else 0)
-        self.packing = Packing(step.activity, done, step.total)
         self._account(step.deleted, step.reads)
         return step.deleted.done or 1 + step.done // READS_A_DELETION
 
     def close(self) -> None:
-        """Let go of a pack under way: the storage is being closed."""
+        """Let go of a pack and a compaction under way: the storage is being closed."""
         with self._one:
-            self._drop()
+            self._packs.drop()
             self._compacting = None
 
-    def _begin(self) -> None:
+    def _begin(self) -> Pack:
         with self._engine.lock:
             self._suspicion.forgive()
         self._suspicion.shed()
-        self._pack = Pack(self._engine, self._deletion, ordered=self._ordered)
-        self._steps = self._pack.steps()
-
-    def _drop(self) -> None:
-        """End a pack, complete or not."""
-        if self._steps is not None:
-            self._steps.close()
-        self._pack = self._steps = self.packing = None
-
-    def _end(self) -> None:
-        """Note that a pack is complete."""
-        self._drop()
-        self._ended += 1
-        self._tickets = [ticket for ticket in self._tickets if ticket > self._ended]
-        self._by_policy = False
-        self.packed = self._time_of(META_PACKED)
-
-    def _fail(self, error: BaseException) -> None:
-        """Note that a pack cannot go on. One that lacks room, or was in the way of a migration, is begun again."""
-        self._drop()
-        if isinstance(error, Exception) and not isinstance(error, CommitRefused):
-            self._broken = error
-            self._tickets.clear()
-            self._by_policy = False
+        return Pack(self._engine, self._deletion, ordered=self._ordered)
 
     def _account(self, deleted: Deleted, reads: int = 0) -> int:
         """Add up what was collected."""
@@ -379,5 +310,45 @@ class Collector:
             position = pack_garbage_key(since, oid) + b"\0"
 
 
-def _of(packing: Packing | None) -> str:
-    return "" if packing is None or packing.total is None else f", {packing.total} in all"
+class Packer:
+    """A full pack that was asked for, as an iterator: each item is a step, and what to tell about it, or None."""
+
+    def __init__(self, collector: Collector, ticket: int) -> None:
+        """Begin to wait for the pack with this number."""
+        self._collector = collector
+        self._ticket = ticket
+        self._before, self._started = collector.collected.objects, time.monotonic()
+        self._activity = ""
+        self._ended = False
+
+    def __iter__(self) -> Packer:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> str | None:
+        """Do a step.
+
+        Raises:
+            DiskFullError, DamagedError, StorageClosed: it cannot go on; what was deleted is.
+        """
+        if self._ended:
+            raise StopIteration
+        if not self._collector.serve(self._ticket):
+            self._ended = True
+            collected = self._collector.collected.objects - self._before
+            return f"collected {collected} objects in {time.monotonic() - self._started:.2f} s"
+        packing = self._collector.packing
+        if packing is None or packing.activity == self._activity:
+            return None
+        self._activity = packing.activity
+        return self._activity if packing.total is None else f"{self._activity}, {packing.total} in all"
+
+    def close(self) -> None:
+        """Wait no more. Not under the engine's mutex."""
+        self._ended = True
+        self._collector.withdraw(self._ticket)
+        self._collector.tidy()
+
+    def __del__(self) -> None:
+        """Wait no more. This may run anywhere, so that it takes no lock."""
+        self._collector.withdraw(self._ticket)
