@@ -48,7 +48,7 @@ class Statistics:
     doomed: int
     """Objects that are being deleted together; for everybody else they are gone."""
     suspects: int
-    """Objects whose reference count fell, but not to 0, since the last full pack; most of them are known to live."""
+    """Objects that lost a referrer, but not all, since the last full pack; most of them are known to live."""
     unsettled: int
     """Suspects of which only a full pack can tell whether they are garbage, as far as they were looked at since the
     storage was opened."""
@@ -226,7 +226,7 @@ class BerkeleyDBStorage(Session):
     def _packer(self, steps: Iterator[str | None]) -> Iterator[str | None]:
         """Pack; a failure ends it with a message, because it would end a Durus server."""
         try:
-            for message in steps:  # `yield from` would close it, which takes a lock, wherever Python frees this
+            for message in steps:  # noqa: UP028 - that closes it, which takes a lock, wherever Python frees this
                 yield message
         except BerkeleyDBStorageError as error:
             logger.error("packing stopped: %s", error)
