@@ -1,6 +1,7 @@
 """Storages of an older format are upgraded in place, restartably; of a newer one, refused and left alone.
 
-There is no older format yet: one is made up here, format 0, in which objects with one referrer had a count row, too.
+A long step is made up here, from a format 0, in which objects with one referrer had a count row, too. The step that
+comes after it, from 1 to 2, is tried by itself as well; `test_golden` has storages that were written in format 1.
 """
 
 import hashlib
@@ -9,18 +10,33 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
-from graphs import assert_books, commit, counts, hand_out, meta, oid, quiet, record, rows, stored, table
+from graphs import (
+    EVER,
+    assert_books,
+    commit,
+    counts,
+    hand_out,
+    meta,
+    oid,
+    quiet,
+    record,
+    rows,
+    stored,
+    suspects,
+    table,
+)
 
 from berkeleydb_storage import BerkeleyDBStorageError, NewerFormat
 from berkeleydb_storage import upgrade as module
 from berkeleydb_storage.directory import Directory
-from berkeleydb_storage.environment import META, REFCOUNTS, TABLES
+from berkeleydb_storage.environment import META, REFCOUNTS, SUSPECTS, TABLES
 from berkeleydb_storage.environment import rows as rows_of
 from berkeleydb_storage.files import log_name, log_numbers
-from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, pack_count, pack_uint64
+from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_PACKED, pack_count, pack_uint64, unpack_uint64
 
 OBJECTS = 60
 BATCH = 10
@@ -71,10 +87,30 @@ def old(tmp_path):
         commit(storage, record(0, *range(1, OBJECTS)), *(record(key, OBJECTS - 1) for key in range(1, OBJECTS)))
         for key in range(1, OBJECTS - 1):
             table(storage, REFCOUNTS).put(oid(key), pack_count(1))
-        table(storage, META).put(META_FORMAT, pack_uint64(0))
+        make_older(storage, 0)
     with closing(Locked(tmp_path)) as directory:
         directory.update(format=0)
     return tmp_path
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A storage of format 1, with garbage, a suspect, and a ring that only a pack can tell to be garbage."""
+    with quiet(tmp_path) as storage:
+        hand_out(storage, 10)
+        commit(storage, record(0, 1, 2, 3), record(1, 3), record(2), record(3, 4), record(4, 3), record(5))
+        commit(storage, record(0, 1, 2), record(1))
+        for key, row in rows(storage, SUSPECTS).items():
+            table(storage, SUSPECTS).put(key, row[:8])
+        make_older(storage, 1)
+    with closing(Locked(tmp_path)) as directory:
+        directory.update(format=1)
+    return tmp_path
+
+
+def make_older(storage, version):
+    table(storage, META).delete(META_PACKED)
+    table(storage, META).put(META_FORMAT, pack_uint64(version))
 
 
 class Locked(Directory):
@@ -101,29 +137,32 @@ def formats(path):
     return description.format
 
 
-def test_there_is_no_older_format_yet():
-    assert FORMAT_VERSION == 1
-    assert module.STEPS == {}
+def test_the_steps_that_there_are():
+    assert FORMAT_VERSION == 2
+    assert module.STEPS.keys() == module.READABLE == {1}
 
 
 def test_an_old_storage_is_upgraded_when_it_is_opened(old, step, caplog):
     caplog.set_level(logging.WARNING)
     with quiet(old) as storage:
         assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
-        assert meta(storage, META_FORMAT) == pack_uint64(1)
+        assert meta(storage, META_FORMAT) == pack_uint64(2)
         assert_books(storage)
         assert storage.check().faults == []
         commit(storage, record(0))
-    assert formats(old) == 1
+    assert formats(old) == 2
     lines = [message for message in caplog.messages if "format" in message or "upgrading" in message]
     assert lines[0] == f"upgrading {old} from format 0 to 1"
-    assert lines[1:-1] == [f"upgrading {old}: {done} rows" for done in (10, 20, 30, 40, 50, 58)]
-    assert lines[-1].startswith(f"{old} has format 1 now, after ")
+    assert lines[1:-3] == [f"upgrading {old}: {done} rows" for done in (10, 20, 30, 40, 50, 58)]
+    assert lines[-3].startswith(f"{old} has format 1 now, after ")
+    assert lines[-2] == f"upgrading {old} from format 1 to 2"
+    assert lines[-1].startswith(f"{old} has format 2 now, after ")
 
 
 def test_it_is_upgraded_once(old, step, monkeypatch):
     quiet(old).close()
-    monkeypatch.setitem(module.STEPS, 0, pytest.fail)
+    for version in (0, 1):
+        monkeypatch.setitem(module.STEPS, version, pytest.fail)
     quiet(old).close()
 
 
@@ -135,7 +174,7 @@ def test_killed_in_the_middle_it_is_completed_at_the_next_opening(old, step, lin
         assert storage.statistics().recovered
         assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
         assert storage.check().faults == []
-    assert formats(old) == 1
+    assert formats(old) == 2
 
 
 def test_killed_again_and_again_it_gets_there(old, step):
@@ -147,7 +186,7 @@ def test_killed_again_and_again_it_gets_there(old, step):
     assert times == -(-(OBJECTS - 2) // BATCH)
     with quiet(old) as storage:
         assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
-    assert formats(old) == 1
+    assert formats(old) == 2
 
 
 def test_a_step_that_fails_leaves_the_version(old, monkeypatch):
@@ -186,7 +225,7 @@ def test_the_version_is_raised_last(old, monkeypatch):
             quiet(old)
     assert formats(old) == 0
     with quiet(old) as storage:
-        assert meta(storage, META_FORMAT) == pack_uint64(1)
+        assert meta(storage, META_FORMAT) == pack_uint64(2)
         assert storage.check().faults == []
     assert seen == [("step", 0, pack_uint64(0)), ("step", 0, pack_uint64(1))]
 
@@ -210,7 +249,7 @@ def test_several_steps_in_a_row(old, monkeypatch):
 def test_where_no_step_leads_it_is_refused_and_left_alone(old):
     before = contents(old)
     with pytest.raises(
-        BerkeleyDBStorageError, match=r"has format 0, and this version .* cannot upgrade it to 1: see UP"
+        BerkeleyDBStorageError, match=r"has format 0, and this version .* cannot upgrade it to 2: see UP"
     ):
         quiet(old)
     assert contents(old) == before
@@ -218,7 +257,7 @@ def test_where_no_step_leads_it_is_refused_and_left_alone(old):
 
 def test_read_only_it_is_not_upgraded(old, step):
     before = contents(old)
-    with pytest.raises(BerkeleyDBStorageError, match=r"has format 0.* reads format 1: open it for writing once, which"):
+    with pytest.raises(BerkeleyDBStorageError, match=r"has format 0.* reads format 2: open it for writing once, which"):
         quiet(old, read_only=True)
     assert contents(old) == before
     quiet(old).close()
@@ -232,9 +271,9 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path, read_only):
         hand_out(storage, 3)
         commit(storage, record(0))
     with closing(Locked(tmp_path)) as directory:
-        directory.update(format=2)
+        directory.update(format=FORMAT_VERSION + 1)
     before = contents(tmp_path)
-    with pytest.raises(NewerFormat, match=r"has format 2, and this version .* reads up to 1: install a newer"):
+    with pytest.raises(NewerFormat, match=r"has format 3, and this version .* reads up to 2: install a newer"):
         quiet(tmp_path, read_only=read_only)
     assert contents(tmp_path) == before
 
@@ -249,3 +288,130 @@ def test_what_was_not_closed_is_recovered_first(old, step):
         assert rows(storage, REFCOUNTS) == {oid(OBJECTS - 1): pack_count(OBJECTS - 1)}
     assert set(TABLES) == {name.removesuffix(".db") for name in os.listdir(old) if name.endswith(".db")}
     assert (old / log_name(log_numbers(old)[-1])).exists()
+
+
+def test_a_storage_of_format_1_is_a_format_2_as_it_is(first):
+    """Only the time of the last pack is added: it counts as if it had been now. Suspects keep their short rows."""
+    started = time.time()
+    with quiet(first) as storage:
+        assert formats_of(storage) == (2, 2)
+        assert started - 1 <= storage.statistics().last_pack <= time.time()
+        assert storage.statistics().last_search is None
+        assert_books(storage)
+        assert storage.check().faults == []
+        assert {len(row) for row in rows(storage, SUSPECTS).values()} == {8}
+        assert suspects(storage) == {3}
+        storage.pack()
+        assert stored(storage) == {0: [1, 2], 1: [], 2: []}
+    with quiet(first) as storage:
+        assert storage.check().faults == []
+
+
+def formats_of(storage):
+    return storage._running.opened.directory.read().format, unpack_uint64(meta(storage, META_FORMAT))
+
+
+def test_suspects_of_format_1_are_looked_at(first):
+    with quiet(first) as storage:
+        while storage._running.collector.step(50, EVER):
+            pass
+        assert stored(storage) == {0: [1, 2], 1: [], 2: []}
+        assert storage.statistics().last_search is not None
+
+
+def test_a_storage_of_format_1_is_read_as_it_is(first):
+    before = contents(first)
+    with quiet(first, read_only=True) as storage:
+        assert formats_of(storage) == (1, 1)
+        assert stored(storage) == {0: [1, 2], 1: [], 2: [], 3: [4], 4: [3], 5: []}
+        assert storage.check().faults == []
+        assert (storage.statistics().last_pack, storage.statistics().doomed) == (None, 0)
+        assert list(storage.get_packer()) == []
+    assert contents(first) == before
+    quiet(first).close()
+    assert formats(first) == 2
+
+
+def test_that_of_a_format_1_that_is_not_closed_too(first):
+    with closing(Locked(first)) as directory:
+        directory.update(state="open")
+    before = contents(first)
+    with quiet(first, read_only=True) as storage:
+        assert storage.statistics().recovered
+        assert storage.check().faults == []
+        assert storage.get_size() == 6
+    assert contents(first) == before
+
+
+def test_a_table_that_says_format_1_is_a_fault_where_it_is_written_to(first):
+    with closing(Locked(first)) as directory:
+        directory.update(format=2)
+    with quiet(first) as storage:
+        assert [fault.kind for fault in storage.check().faults] == ["meta"]
+    with closing(Locked(first)) as directory:
+        directory.update(format=1)
+    quiet(first).close()
+
+
+POINTS = [
+    "Environment.begin",  # before the step
+    "Environment.begin",  # before the table says the version
+    "Environment.checkpoint",
+    "Directory.update",  # before storage.json says it
+    "Engine.__init__",  # when all is done
+]
+"""What the upgrade from 1 to 2 calls, in this order."""
+
+
+def open_dying_at(path, point, flush):
+    """Open a storage in another process, which kills itself at one of the `POINTS`, its log on the disk or not."""
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+from berkeleydb_storage import BerkeleyDBStorage, directory, engine, opening, upgrade
+
+points, left = {POINTS!r}, list({POINTS[: point + 1]!r})
+
+def watch(owner, name, environment):
+    method, label = getattr(owner, name), f"{{getattr(owner, '__name__', 'Environment')}}.{{name}}"
+    def watched(*arguments, **options):
+        if left[0] == label:
+            del left[0]
+            if not left:
+                if {flush!r}:
+                    environment.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return method(*arguments, **options)
+    setattr(owner, name, watched)
+
+def upgrading(directory_, description, environment):
+    for owner, name in (
+        (environment, "begin"),
+        (environment, "checkpoint"),
+        (directory.Directory, "update"),
+        (engine.Engine, "__init__"),
+    ):
+        watch(owner, name, environment)
+    return upgrade.upgrade(directory_, description, environment)
+
+opening.upgrade = upgrading
+BerkeleyDBStorage({str(path)!r}).close()
+"""
+    return subprocess.run([sys.executable, "-c", script], stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("point", range(len(POINTS)))
+def test_killed_at_any_point_from_1_to_2(first, point, flush):
+    assert open_dying_at(first, point, flush) == -signal.SIGKILL
+    assert formats(first) == (2 if POINTS[point] == "Engine.__init__" else 1)
+    with quiet(first, read_only=True) as storage:
+        assert storage.check().faults == []
+        assert storage.get_size() == 6
+    with quiet(first) as storage:
+        assert storage.statistics().recovered
+        assert formats_of(storage) == (2, 2)
+        assert stored(storage) == {0: [1, 2], 1: [], 2: [], 3: [4], 4: [3], 5: []}
+        assert_books(storage)
+        assert storage.check().faults == []
+        assert storage.statistics().last_pack is not None
