@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from crash_model import Writer, set_up
-from graphs import number, oid, record
+from graphs import EVER, number, oid, record
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -100,6 +100,18 @@ def commit_many(report, path, options, objects):
             storage.store(oid(key), record(key, 0, data=b"x" * 200))
         report("many")
         storage.end()
+
+
+def collect(report, path, options):
+    """Collect all that local steps find, unlink more, and leave that to a full pack."""
+    with BerkeleyDBStorage(path, **policies("none"), **options) as storage:
+        for _ in range(150):
+            storage._running.collector.step(1, EVER)
+        storage.begin()
+        storage.store(oid(0), record(0, 90))
+        storage.end()
+        storage.pack()
+        report("collected")
 
 
 def compact(report, path, options, how, objects, hold):
