@@ -8,24 +8,85 @@ import os
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from durus.btree import BTree
 from durus.connection import Connection
 from durus.persistent_dict import PersistentDict
-from graphs import assert_books, commit, counts, journal, number, queue, quiet, record, suspects
+from graphs import (
+    EVER,
+    assert_books,
+    commit,
+    counts,
+    doomed,
+    journal,
+    number,
+    oid,
+    queue,
+    quiet,
+    record,
+    rows,
+    suspects,
+)
 
 from berkeleydb_storage import DanglingReferenceError
 from berkeleydb_storage.check import check_pages
-from berkeleydb_storage.environment import LIBRARY
+from berkeleydb_storage.environment import LIBRARY, SUSPECTS
+from berkeleydb_storage.format import ACQUITTED, FORMAT_VERSION, PENDING, UNSETTLED, unpack_suspect
 
+STATES = (PENDING, ACQUITTED, UNSETTLED)
 GOLDEN = Path(__file__).parent / "golden"
 ARCHIVES = {
     "format-1-btree-not-closed.tar.gz": "71599af5811bf76d074d7f0506fe78952a62cb9658638f3afbb9e29b9545a0fc",
     "format-1-btree.tar.gz": "bf9fada784759d9c9e536d1dfb754a394da7da0e4b99b08ad7955c019aa409d1",
     "format-1-hash.tar.gz": "07782ed377704636ec60eda8ddf7b2566d350869b5c497f445a13ba41b743f98",
+    "format-2-btree-deleting.tar.gz": "3b674430d32eec11cbb568694197b398332e4bc75d91e021f65adf3223db0d84",
+    "format-2-btree-not-closed.tar.gz": "74718a8e5b3812b6367f35067fedcb06f72324f8ab4981772ed6e33c9a8dbfd0",
+    "format-2-btree.tar.gz": "5ea488b2d488cdf4fe00101f914759e810570c84a2b859ce70677e3644bfd354",
+    "format-2-hash.tar.gz": "418f7d5f8c9266334f80f054d520acf121dc8e479fd96937dfeb0c837b07994a",
 }
-LAST_OID = 48
+
+
+class Expected(NamedTuple):
+    """What is in an archive."""
+
+    format: int
+    objects: int
+    references: int
+    living: int
+    """Objects that the root reaches."""
+    next_oid: int
+    counts: dict
+    """Count -> number of objects that have it, where it is not 1."""
+    states: dict
+    """State of suspects -> number of those in it."""
+    journal: list
+    """The number of objects that each transaction changed, None: any."""
+    doomed: int = 0
+    """Objects that are left of those that are being deleted."""
+    gone: int = 0
+    """How many of these are deleted already."""
+
+
+FIRST = [0, None, 28, 8, 1, 2, 3, 1]
+SECOND = [0, None, 6, 1, 28, 8, 1, 2, 3, 1]
+CONTENTS = {
+    "format-1": Expected(1, 47, 60, 37, 48, {0: 6, 2: 1, 20: 1}, {PENDING: 2}, FIRST),
+    "format-2": Expected(2, 52, 66, 42, 54, {0: 6, 2: 2, 20: 1}, dict.fromkeys(STATES, 1), SECOND),
+    "format-2-btree-deleting": Expected(
+        2,
+        119,
+        61,
+        43,
+        179,
+        {0: 1, 2: 2, 15: 1},
+        dict.fromkeys(STATES, 1),
+        [*SECOND, 121, 1, 8, 0, 50, 6, 1],
+        72,
+        50,
+    ),
+}
 pytestmark = pytest.mark.skipif(
     not LIBRARY.startswith("5.3."),
     reason="the archives were written by Berkeley DB 5.3, and other versions refuse them",
@@ -38,6 +99,12 @@ def path(request, tmp_path):
     with tarfile.open(GOLDEN / request.param) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path
+
+
+@pytest.fixture
+def expected(request, path):
+    name = request.node.callspec.params["path"].removesuffix(".tar.gz")
+    return CONTENTS.get(name, CONTENTS[name[: len("format-1")]])
 
 
 @pytest.fixture
@@ -54,9 +121,17 @@ def test_the_archives_are_what_they_were():
     assert found == ARCHIVES
 
 
-def assert_contents(storage):
+def assert_contents(storage, expected):
     root = Connection(storage).get_root()
-    assert sorted(root.keys()) == ["large", "many", "numbers", "one", "other"]
+    kept = ["kept", "kept too"] if expected.format > 1 else []
+    late = ["late"] if expected.doomed else []
+    assert sorted(root.keys()) == [*kept, "large", *late, "many", "numbers", "one", "other"]
+    if kept:
+        assert root["kept"]["alive"]["child"]["name"] == "child"
+        assert root["kept"]["unsettled"]["root"] is root
+        assert len(root["kept too"]) == 0
+    if late:
+        assert len(root["late"]) == 0
     assert type(root["numbers"]) is BTree
     assert list(root["numbers"].items()) == [(number, number * number) for number in range(200)]
     blocks = (hashlib.sha256(b"%d" % number).digest() for number in range(20_000 // 32))
@@ -69,18 +144,41 @@ def assert_contents(storage):
     assert root["many"][0]["it"]["name"] == "popular"
 
 
-def test_everything_is_there(path):
+def test_everything_is_there(path, expected):
     with quiet(path) as storage:
-        assert_contents(storage)
-        assert storage.get_size() == len(list(storage.gen_oid_record())) == 47
+        assert_contents(storage, expected)
+        assert storage.get_size() == len(list(storage.gen_oid_record())) + expected.doomed == expected.objects
 
 
-def test_it_is_read_without_writing(path, is_closed):
+def test_it_is_read_without_writing(path, expected, is_closed):
     before = contents(path)
     with quiet(path, read_only=True) as storage:
-        assert_contents(storage)
+        assert_contents(storage, expected)
         assert storage.statistics().recovered != is_closed
+        assert storage.statistics().doomed == expected.doomed
+        assert storage._running.opened.directory.read().format == expected.format
+        assert storage.check().faults == []
     assert contents(path) == before
+
+
+def test_it_gets_the_current_format(path, expected):
+    with quiet(path) as storage:
+        known = storage.statistics()
+        assert (known.last_search is not None) == (expected.format > 1)
+        assert known.last_pack is not None
+    assert f'"format": {FORMAT_VERSION},' in (path / "storage.json").read_text()
+    with quiet(path) as storage:
+        assert_contents(storage, expected)
+        assert not storage.statistics().recovered
+
+
+def test_it_is_migrated(path, tmp_path_factory, expected):
+    """Also as it is, without an upgrade, and in the middle of a deletion."""
+    with quiet(path, read_only=True) as storage, quiet(tmp_path_factory.mktemp("new")) as new:
+        assert new.migrate(storage.gen_oid_record()) == expected.objects - expected.doomed
+        assert_contents(new, expected)
+        assert_books(new)
+        assert new.check().faults == []
 
 
 def test_the_type_is_kept(path, request):
@@ -88,46 +186,72 @@ def test_the_type_is_kept(path, request):
         assert storage.statistics().type in request.node.name
 
 
-def test_the_books_are_right(path, is_closed):
+def states(storage):
+    return Counter(unpack_suspect(row).state for row in rows(storage, SUSPECTS).values())
+
+
+def test_the_books_are_right(path, expected, is_closed):
     with quiet(path) as storage:
         assert storage.statistics().recovered != is_closed
         report = storage.check()
-        assert (report.faults, report.objects, report.references, report.garbage) == ([], 47, 60, 6)
+        garbage = expected.counts[0]
+        assert (report.faults, report.objects, report.garbage) == ([], expected.objects, garbage)
+        assert report.references == expected.references
         assert_books(storage)
-        assert Counter(counts(storage).values()) == {0: 6, 2: 1, 20: 1}
-        assert len(queue(storage)) == 6
-        assert len(suspects(storage)) == 2
-        assert [row.oids if row.oids is None else len(row.oids) for row in journal(storage).values()] == [
-            0,
-            None,
-            28,
-            8,
-            1,
-            2,
-            3,
-            1,
-        ]
+        assert Counter(counts(storage).values()) == expected.counts
+        assert len(queue(storage)) == garbage
+        assert states(storage) == expected.states
+        assert [row.oids if row.oids is None else len(row.oids) for row in journal(storage).values()] == (
+            expected.journal
+        )
+        assert storage.statistics().doomed == expected.doomed
+        assert len(doomed(storage)) == expected.doomed + expected.gone
     assert check_pages(path) == []
 
 
-def test_it_goes_on(path):
+def test_a_pack_leaves_what_the_root_reaches(path, expected):
+    """Rings, and what was being deleted, go; what a search had found out about suspects is not needed any more."""
+    with quiet(path) as storage:
+        storage.pack()
+        assert_contents(storage, expected)
+        assert_books(storage)
+        assert storage.get_size() == len(list(storage.gen_oid_record(oid(0)))) == expected.living
+        assert (queue(storage), states(storage), storage.statistics().doomed) == ([], {}, 0)
+        assert storage.check().faults == []
+
+
+def test_the_steps_of_the_collector_do_too(path, expected):
+    """The suspects that are to be looked at are on rings, or live."""
+    with quiet(path) as storage:
+        while storage._running.collector.step(10, EVER):
+            assert_books(storage)
+        assert storage.get_size() == expected.living
+        assert_contents(storage, expected)
+        assert states(storage)[PENDING] == 0
+        assert storage.check().faults == []
+
+
+def test_it_goes_on(path, expected):
     """Objects are stored and linked, garbage is collected and stays refused, and all that is there again later."""
     with quiet(path) as storage:
-        gone = queue(storage)
-        assert number(storage.new_oid()) >= LAST_OID
+        gone, deleting = queue(storage), doomed(storage)
+        assert number(storage.new_oid()) >= expected.next_oid
         connection = Connection(storage)
         root = connection.get_root()
         root["many"].append(root["many"][0])
         root["new"] = PersistentDict({"written by": "a later release"})
         connection.commit()
         storage.pack()
-        assert queue(storage) == []
+        assert (queue(storage), suspects(storage)) == ([], set())
         root["many"][:] = []
         connection.commit()
         storage.pack()
         assert_books(storage)
         with pytest.raises(DanglingReferenceError):
             commit(storage, record(0, gone[0]))
+        for key in deleting:
+            with pytest.raises(DanglingReferenceError):
+                commit(storage, record(0, key))
     with quiet(path) as storage:
         assert not storage.statistics().recovered
         root = Connection(storage).get_root()

@@ -27,6 +27,10 @@ from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual
 from berkeleydb_storage.format import FORMAT_VERSION
 
 HERE = Path(__file__).parent
+EVER = (1 << 63) - 1
+"""A time in the far future."""
+ENDS = {"close": "", "kill": "-not-closed", "delete": "-deleting"}
+"""How a storage is left -> what its archive is called."""
 
 
 def noise(size):
@@ -46,9 +50,33 @@ def source():
     return storage
 
 
+def settle(storage):
+    """Store an object that is acquitted, and one that is left unsettled because it refers to the root."""
+    connection = Connection(storage)
+    root = connection.get_root()
+    alive = PersistentDict({"name": "alive", "child": PersistentDict({"name": "child"})})
+    unsettled = PersistentDict({"name": "unsettled", "root": root})
+    root["kept"] = PersistentDict({"alive": alive, "unsettled": unsettled})
+    root["kept too"] = PersistentDict({"alive": alive, "unsettled": unsettled})
+    connection.commit()
+    root["kept too"].clear()
+    connection.commit()
+    look(storage)
+
+
+def look(storage):
+    """Let the collector do all that it can without a full pack."""
+    while storage._running.collector.step(50, EVER):
+        pass
+
+
 def fill(storage):
-    """Store objects with 0, 1, 2 and many referrers, a large one, garbage, suspects, and a history of all that."""
+    """Store objects with 0, 1, 2 and many referrers, a large one, garbage, suspects, and a history of all that.
+
+    The archives of format 1 are without what `settle` stores.
+    """
     storage.migrate(source().gen_oid_record())
+    settle(storage)
     connection = Connection(storage)
     root = connection.get_root()
     root["large"] = PersistentDict({"bytes": noise(20_000)})
@@ -67,7 +95,8 @@ def fill(storage):
     connection.commit()
     del root["collected"]
     connection.commit()
-    storage.pack()
+    while storage._running.collector.collect(50, EVER):
+        pass
     connection.abort()
     del root["ring"]
     del root["other"]["it"]
@@ -75,6 +104,39 @@ def fill(storage):
     connection.commit()
     del root["parent"]
     connection.commit()
+
+
+def begin_deletion(path):
+    """Let a full pack in the directory `path` begin to delete a large ring; and let go of more after that."""
+    with reopened(path) as storage:
+        connection = Connection(storage)
+        root = connection.get_root()
+        root["large ring"] = first = PersistentDict()
+        last = first
+        for _ in range(119):
+            last["next"] = last = PersistentDict()
+        last["next"] = first
+        first["shared"] = root["one"]
+        connection.commit()
+        del root["large ring"]
+        connection.commit()
+        packer = storage.get_packer()
+        while not storage.statistics().doomed:
+            next(packer)
+        packer.close()
+    with reopened(path) as storage:
+        connection = Connection(storage)
+        root = connection.get_root()
+        ring = PersistentDict({"name": "late ring"})
+        ring["next"] = PersistentDict({"next": ring})
+        root["late"] = PersistentList([ring, PersistentDict({"child": PersistentDict()})])
+        connection.commit()
+        root["late"][:] = []
+        connection.commit()
+
+
+def reopened(path):
+    return BerkeleyDBStorage(path, garbage_collection=GarbageManual(), checkpoint=CheckpointNever())
 
 
 def write(path, type, *, close):
@@ -100,15 +162,17 @@ def archive(path, target):
 
 def main():
     if len(sys.argv) > 1:
-        write(sys.argv[1], sys.argv[2], close=sys.argv[3] == "close")
+        write(sys.argv[1], sys.argv[2], close=sys.argv[3] != "kill")
+        if sys.argv[3] == "delete":
+            begin_deletion(sys.argv[1])
         return
-    for type, end in (("btree", "close"), ("hash", "close"), ("btree", "kill")):
-        target = HERE / f"format-{FORMAT_VERSION}-{type}{'' if end == 'close' else '-not-closed'}.tar.gz"
+    for type, end in (("btree", "close"), ("hash", "close"), ("btree", "kill"), ("btree", "delete")):
+        target = HERE / f"format-{FORMAT_VERSION}-{type}{ENDS[end]}.tar.gz"
         if target.exists():
             print(f"{target.name} is there, and stays as it is")
             continue
         with tempfile.TemporaryDirectory() as path:
-            subprocess.run([sys.executable, __file__, path, type, end], check=end == "close")
+            subprocess.run([sys.executable, __file__, path, type, end], check=end != "kill")
             archive(Path(path), target)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         print(f'    "{target.name}": "{digest}",  # {target.stat().st_size} bytes')
