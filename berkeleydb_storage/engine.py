@@ -136,7 +136,7 @@ class Engine:
         self.durable = durable
         self._flags = NO_SYNC if durable or not async_log_write else WRITE_NO_SYNC
         self._room = Room(environment.path)  # guarded by lock
-        self._last_time = state.time  # guarded by lock
+        self._last = state.time, time.monotonic_ns()  # the newest transaction's time, by either clock
         self._listeners: list[weakref.ref[Listener]] = []  # guarded by lock
         self._failure: Exception | None = None  # guarded by lock
         self._exclusive: tuple[int, str] | None = None  # guarded by lock
@@ -151,12 +151,18 @@ class Engine:
         self._highest = pack_uint64(self._next_oid)  # guarded by lock: no object above it exists
 
     def time(self) -> int:
-        """Return the time in microseconds since the epoch; it never goes back, not even across openings."""
-        return max(self._last_time, int(time.time() * 1e6))
+        """Return the time in microseconds since the epoch.
+
+        It never goes back, not even across openings, and never stands still: after the clock was set back it stays
+        ahead of it, so that what became garbage before gets older all the same.
+        """
+        last, at = self._last
+        return max(last + (time.monotonic_ns() - at) // 1000, time.time_ns() // 1000)
 
     def tick(self) -> int:
         """Return a time that no earlier transaction has. The caller holds the mutex."""
-        self._last_time = now = max(self._last_time + 1, time.time_ns() // 1000)
+        now = max(self._last[0] + 1, self.time())
+        self._last = now, time.monotonic_ns()
         return now
 
     @property

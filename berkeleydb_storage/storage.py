@@ -221,7 +221,10 @@ class BerkeleyDBStorage(Session):
         if not self._engine.environment.writable:
             logger.warning("%s was opened read-only: it is not packed", self.get_filename())
             return iter(())
-        return self._packer(self._running.collector.pack())
+        try:
+            return self._packer(self._running.collector.pack())
+        except BerkeleyDBStorageError as error:
+            return iter((_stopped(error),))
 
     def _packer(self, steps: Iterator[str | None]) -> Iterator[str | None]:
         """Pack; a failure ends it with a message, because it would end a Durus server."""
@@ -229,8 +232,7 @@ class BerkeleyDBStorage(Session):
             for message in steps:  # noqa: UP028 - that closes it, which takes a lock, wherever Python frees this
                 yield message
         except BerkeleyDBStorageError as error:
-            logger.error("packing stopped: %s", error)
-            yield f"stopped: {error}"
+            yield _stopped(error)
 
     def checkpoint(self) -> None:
         """Make a checkpoint now, and remove the log files that it makes needless.
@@ -458,6 +460,12 @@ def _require(policy: object, option: str, *members: str) -> None:
 
 def _is_seconds(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _stopped(error: BerkeleyDBStorageError) -> str:
+    """Log that packing cannot go on, and return what to tell."""
+    logger.error("packing stopped: %s", error)
+    return f"stopped: {error}"
 
 
 def _silent(activity: str, records: int) -> None:

@@ -1,8 +1,19 @@
 """What the collector must withstand: interruptions in the middle of a step, clocks that jump, old garbage."""
 
-import pytest
-from graphs import EVER, assert_books, commit, record, scratch_storage
+import logging
+import os
+import signal
+import time
+from threading import Event, Thread
 
+import pytest
+from graphs import EVER, assert_books, commit, hand_out, quiet, record, scratch_storage
+
+from berkeleydb_storage import GarbageThread, engine, failpoints
+
+DAY = 86_400
+PATIENCE = 20
+"""Seconds after which something hangs."""
 RING = range(10, 30)
 STEPS = 60
 POINTS = 150
@@ -56,3 +67,109 @@ def test_a_search_that_was_interrupted_deletes_nothing_that_lives(error):
             assert storage.get_size() == objects
             assert_books(storage)
     raise AssertionError("more points than were visited")
+
+
+class Clocks:
+    """The time, by two clocks that can be set."""
+
+    def __init__(self, ahead=0):
+        self.ahead = ahead
+        self.passed = 0
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+    def time_ns(self):
+        return time.time_ns() + int((self.ahead + self.passed) * 1e9)
+
+    def monotonic_ns(self):
+        return time.monotonic_ns() + int(self.passed * 1e9)
+
+
+def test_a_clock_that_was_set_back_keeps_no_garbage(tmp_path, monkeypatch):
+    clocks = Clocks(ahead=DAY)
+    monkeypatch.setattr(engine, "time", clocks)
+    with quiet(tmp_path) as storage:
+        hand_out(storage, 10)
+        commit(storage, record(0, 1), record(1))
+        storage.pack()
+    clocks.ahead = 0
+    with quiet(tmp_path, garbage_collection=GarbageThread(grace=60, interval=DAY)) as storage:
+        collector = storage._running.collector
+        commit(storage, record(0))
+        clocks.passed = 50
+        collector.turn()
+        assert storage.get_size() == 2
+        clocks.passed = 70
+        collector.turn()
+        assert storage.get_size() == 1
+        assert 70 <= collector.numbers().since_pack < DAY
+
+
+def test_time_goes_on_while_the_clock_is_behind_the_last_transaction(monkeypatch):
+    clocks = Clocks()
+    monkeypatch.setattr(engine, "time", clocks)
+    with scratch_storage(10) as storage:
+        commit(storage, record(0))
+        clocks.ahead, first = -DAY, storage._engine.time()
+        clocks.passed = 100
+        assert 100e6 <= storage._engine.time() - first < DAY * 1e6
+        commit(storage, record(0, data=b"later"))
+        assert 100e6 <= storage._engine.journal.state.time - first < DAY * 1e6
+        clocks.ahead = DAY
+        assert storage._engine.time() - first >= DAY * 1e6
+
+
+def in_child(work):
+    """Return what a forked child says that does this; the default action of its alarm ends it where it hangs."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        signal.alarm(PATIENCE)
+        try:
+            said = work()
+        except BaseException as error:
+            said = type(error).__name__
+        os.write(writing, str(said).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        said = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
+
+
+def test_a_child_that_packs_is_told_so_even_if_it_was_forked_within_a_step():
+    with scratch_storage(10) as storage:
+        commit(storage, record(0))
+        with storage._running.collector._one:  # this thread does the step; in the child it is another one
+            other = Thread(target=lambda: told.extend([in_child(storage.pack), in_child(packed)]))
+            told, packed = [], lambda: list(storage.get_packer())
+            other.start()
+            other.join()
+    assert told[0] == "StorageClosed"
+    assert "open storages after forking" in told[1]
+
+
+class Compacting(GarbageThread):
+    """Compacts all the time."""
+
+    def compact(self, numbers):
+        return True
+
+
+def test_closing_in_the_middle_of_a_compaction_is_no_error(tmp_path, monkeypatch, caplog):
+    begun, closing = Event(), Event()
+
+    def stop_in_the_middle(name):
+        if name == "compact.begun" and not begun.is_set():
+            begun.set()
+            assert closing.wait(PATIENCE)
+
+    monkeypatch.setattr(failpoints, "hook", stop_in_the_middle)
+    storage = quiet(tmp_path, garbage_collection=Compacting(interval=0.001))
+    assert begun.wait(PATIENCE)
+    storage._engine.closing = True
+    closing.set()
+    storage.close()
+    assert not [entry for entry in caplog.records if entry.levelno > logging.INFO]

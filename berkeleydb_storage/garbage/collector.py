@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from berkeleydb_storage import compaction
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.errors import CommitRefused
+from berkeleydb_storage.errors import CommitRefused, StorageClosed
 from berkeleydb_storage.format import META_PACKED, META_SEARCHED, pack_garbage_key, unpack_uint64
 from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion
 from berkeleydb_storage.garbage.packing import Pack
@@ -95,7 +95,7 @@ class Collector:
             unsettled=len(engine.counts.unsettled),
             objects=engine.size,
             packing=self._packs.wanted,
-            since_pack=max(0.0, now - self.packed),
+            since_pack=max(0.0, engine.time() / 1e6 - self.packed),
             since_compact=time.monotonic() - self._compacted,
             now=now,
         )
@@ -131,12 +131,16 @@ class Collector:
         return done
 
     def background_turn(self) -> None:
-        """Do what the policy says, gently; a full disk, or a migration, is waited out."""
+        """Do what the policy says, gently; a full disk, or a migration, is waited out, and a close ends it."""
         self._notice_others()
         try:
             self.turn(pause=PAUSE)
         except CommitRefused as error:
             logger.debug("garbage waits: %s", error)
+        except StorageClosed:
+            if not self._engine.closing:
+                raise
+            return
         self._lookups = self._engine.environment.lookups()
 
     @property
@@ -149,7 +153,11 @@ class Collector:
 
         Another thread may do some of the steps, the background thread first of all: so it gets done even if nobody
         asks for the next step of what is returned. Where that is dropped, the pack is called off.
+
+        Raises:
+            StorageClosed, DamagedError: the storage cannot be used any more.
         """
+        self._engine.require_open()  # in a forked child nobody releases a lock that was held
         with self._one:
             return Packer(self, self._packs.ask())
 
