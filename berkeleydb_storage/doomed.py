@@ -15,10 +15,10 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import islice
 
 from pyroaring import BitMap64
 
+from berkeleydb_storage.bitmaps import members
 from berkeleydb_storage.environment import Table, Transaction
 from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import META_DOOMED, META_DOOMED_FROM, pack_oids, pack_uint64, unpack_oids, unpack_uint64
@@ -60,7 +60,7 @@ class Doomed:
 
     def first(self, limit: int) -> list[int]:
         """Return up to `limit` of those that are to be deleted next."""
-        return list(islice(self.closed.iter_equal_or_larger(self.start), limit))
+        return members(self.closed, self.start, limit)
 
     def doom(self, numbers: BitMap64, start: int, transaction: Transaction) -> None:
         """Write that these objects are doomed, and none of them is left below `start`. It counts from `reload` on."""

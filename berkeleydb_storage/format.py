@@ -42,7 +42,7 @@ pack_uint64 = _UINT64.pack
 
 def pack_oids(numbers: Iterable[int]) -> list[bytes]:
     """Return the oids of these numbers."""
-    return [pack_uint64(number) for number in numbers]
+    return [pack_uint64(number) for number in numbers] if numbers else []  # see `bitmaps`
 
 
 def unpack_oids(oids: Collection[bytes]) -> tuple[int, ...]:

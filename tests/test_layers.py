@@ -12,7 +12,7 @@ import berkeleydb_storage
 ROOT = Path(berkeleydb_storage.__file__).parent
 
 LAYERS = """
-errors version failpoints files maintenance progress
+errors version failpoints files maintenance progress bitmaps
 options format room window garbage.policy
 records directory environment
 refcounts doomed watch journal checkpoint recovery tally upgrade

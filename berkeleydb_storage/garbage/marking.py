@@ -17,6 +17,7 @@ from itertools import islice
 
 from pyroaring import BitMap64
 
+from berkeleydb_storage.bitmaps import members
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import reading
 from berkeleydb_storage.errors import DamagedError
@@ -149,10 +150,10 @@ class Mark:
 
     def _next(self, limit: int) -> list[int]:
         """Return the next grey objects."""
-        batch = list(islice(self._grey.iter_equal_or_larger(self._position), limit))
+        batch = members(self._grey, self._position, limit)
         if not batch and self._grey:
             self._position = 0
-            batch = list(islice(self._grey, limit))
+            batch = members(self._grey, 0, limit)
         return batch
 
     def _unmarked(self) -> Generator[int | None]:

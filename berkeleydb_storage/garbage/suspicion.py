@@ -7,12 +7,12 @@ meanwhile is watched: a set is deleted only if none of it was touched since it w
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import NamedTuple
 
 from pyroaring import BitMap64
 
 from berkeleydb_storage import failpoints
+from berkeleydb_storage.bitmaps import members
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.format import (
     ACQUITTED,
@@ -142,7 +142,7 @@ class Suspicion:
         counts = self._engine.counts
         passed = 0
         start = self._position
-        for number in list(islice(counts.pending.iter_equal_or_larger(self._position), limit)):
+        for number in members(counts.pending, self._position, limit):
             self._position = number + 1
             suspect = counts.suspect(pack_uint64(number))
             if suspect is None or suspect.state != PENDING or not counts.count(pack_uint64(number)):
