@@ -60,6 +60,9 @@ class Clock:
     def monotonic(self):
         return self.now
 
+    def monotonic_ns(self):
+        return self.time_ns()
+
 
 @pytest.fixture
 def clock(monkeypatch):

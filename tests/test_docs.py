@@ -120,7 +120,7 @@ def test_the_layers_of_the_design():
         ("sets of more than {:,} objects", (cycles.LARGEST,)),
         ("a record of {:.0f} KiB or more", (suspicion.LARGE / 1024,)),
         ("through objects that more than {} unknown ones refer to", (cycles.WIDE,)),
-        ("{:.0f} MiB of records", (deletion.STEP_BYTES / (1 << 20),)),
+        ("{:.0f} KiB of records", (deletion.STEP_BYTES / 1024,)),
     ],
 )
 def test_the_numbers_of_the_design(text, numbers):

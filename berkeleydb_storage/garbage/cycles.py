@@ -35,11 +35,13 @@ BRANCHES = 256
 """References of one object that are followed one by one in search of a ring."""
 REFUND = 4
 """What a record that explains something gives back to the budget: 1 in 5 has to."""
+AT_ONCE = 2000
+"""References that are looked at before others get a turn: 2 to 5 milliseconds, and those of one more record."""
 LARGEST = 200_000
 """Objects in a set at most: about 50 MB. Larger ones are left to a full pack."""
 
 CLOSED, ALIVE, UNKNOWN, UNSETTLED = "closed", "alive", "unknown", "unsettled"
-NOT_WORTH_IT = -1
+NOT_WORTH_IT, LATER = -1, -2
 
 Read = Callable[[int], tuple[int, ...] | None]
 """Returns what an object refers to, itself left out; None where it cannot be read, or is too large to be looked at."""
@@ -84,6 +86,8 @@ class Search:
         self._unspread: list[int] = []  # read, and their references not yet among the branches
         self._branches: list[int] = []  # where a ring may lead, the most promising last
         self._aside = False  # something was left aside, so that not all was seen
+        self._references = 0  # that were looked at
+        self._rest = 0  # when they are as many, others get a turn
 
     @property
     def closed(self) -> BitMap64:
@@ -91,11 +95,11 @@ class Search:
         return self._holders
 
     def run(self, read: Read, count: Count, reads: int) -> None:
-        """Go on, and read up to `reads` records."""
-        until = self.reads + reads
+        """Go on, and read up to `reads` records; fewer where they have more than `AT_ONCE` references."""
+        until, self._rest = self.reads + reads, self._references + AT_ONCE
         if not self._seen:
             self._visit(self.suspect, read, count)
-        while self.outcome is None and self.reads < until:
+        while self.outcome is None and self.reads < until and self._references < self._rest:
             self._go_on(read, count)
 
     def shed(self, pieces: int) -> bool:
@@ -116,6 +120,8 @@ class Search:
             return
         near = self._near(head, count)
         following = self._far(head, count) if near is None else near
+        if following == LATER:
+            return
         if following is None:
             self.outcome = UNSETTLED if self._aside else ALIVE
         elif following == NOT_WORTH_IT or self.reads >= self._allowance:
@@ -139,10 +145,13 @@ class Search:
         return None
 
     def _near(self, head: int, count: Count) -> int | None:
-        """Return a newer object that a holder refers to, where those can explain all that is left."""
+        """Return a newer object that a holder refers to, where those can explain all that is left; or `LATER`."""
         holder = self._seen[head]
         near = holder.near
         while len(near) >= holder.unexplained:
+            if self._references >= self._rest:
+                return LATER
+            self._references += 1
             number = near.pop()
             if number not in self._seen:
                 if self._unknown(number, count) <= WIDE:
@@ -154,6 +163,7 @@ class Search:
         """Return what to read to find the unknown referrers of a holder; None where nothing is left to be read."""
         holder = self._seen[head]
         unread = [number for number in holder.refs[:BRANCHES] if number not in self._seen]
+        self._references += len(unread)
         parents = [number for number in unread if ROOT < number < head and self._unknown(number, count) <= WIDE]
         if parents:
             return min(parents, key=lambda number: self._unknown(number, count))
@@ -193,6 +203,7 @@ class Search:
         if refs is None:
             self._aside = True
             refs = ()
+        self._references += len(refs)
         seen, referrers = self._seen, self._referrers
         seen[number] = found = _Seen(refs, count(number) - len(referrers.get(number, ())))
         holds, fewest = number == self.suspect, found.unexplained
