@@ -45,6 +45,7 @@ from berkeleydb_storage.format import (
     META_NEXT_OID,
     META_PACKED,
     META_SEARCHED,
+    META_UNMARKED,
     OID_LENGTH,
     PENDING,
     ROOT_OID,
@@ -359,6 +360,7 @@ class _Check:
                     with suppress(KeyError):
                         table.delete(key[1:], txn=change.transaction)
             garbage, suspects = (sum(1 for _ in rows(self._tables[name])) for name in (GARBAGE, SUSPECTS))
+            self._engine.set_meta(META_UNMARKED, b"1", change.transaction)
             state = State(change.now, self.report.objects, garbage, suspects)
             self._engine.journal.append(state, None, change.transaction)
         self._engine.reload_all()

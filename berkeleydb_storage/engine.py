@@ -58,6 +58,7 @@ from berkeleydb_storage.format import (
     META_FORMAT,
     META_NEXT_OID,
     META_PACKED,
+    META_UNMARKED,
     ROOT_OID,
     State,
     pack_uint64,
@@ -133,6 +134,8 @@ class Engine:
         self.closing = False
         self.last_commit = float("-inf")
         self._meta = environment.tables[META]
+        self.unmarked = self._meta.exists(META_UNMARKED)
+        """Whether there may be garbage of which no suspect is known: a full pack is due."""
         self.durable = durable
         self._flags = NO_SYNC if durable or not async_log_write else WRITE_NO_SYNC
         self._room = Room(environment.path)  # guarded by lock
@@ -441,6 +444,7 @@ class Engine:
     def reload_all(self) -> None:
         """Do what `adopt` does. The caller holds the mutex."""
         self.reload()
+        self.unmarked = self._meta.exists(META_UNMARKED)
         for watch in self._watches:
             watch.spoiled = True
         self._load_oids()

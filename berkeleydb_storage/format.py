@@ -26,6 +26,7 @@ META_NEXT_OID = b"next oid"
 META_MIGRATING = b"migrating"
 META_PACKED = b"packed"
 META_SEARCHED = b"searched"
+META_UNMARKED = b"unmarked"
 META_DOOMED = b"doomed"
 META_DOOMED_FROM = b"doomed from"
 

@@ -19,6 +19,7 @@ from berkeleydb_storage.errors import MigrationError, RecoveryNeeded, StorageNot
 from berkeleydb_storage.format import (
     META_MIGRATING,
     META_NEXT_OID,
+    META_UNMARKED,
     ROOT_OID,
     State,
     pack_condemned,
@@ -144,6 +145,7 @@ def _finish(engine: Engine, tally: Tally) -> None:
             engine.environment.tables[REFCOUNTS].put(oid, pack_condemned(change.now), txn=change.transaction)
             key = pack_garbage_key(change.now, oid)
             engine.environment.tables[GARBAGE].put(key, b"", txn=change.transaction)
+        engine.set_meta(META_UNMARKED, b"1", change.transaction)
         _set_state(engine, change, State(change.now, len(tally.stored), len(garbage), 0), tally.stored.max() + 1)
     engine.adopt()
     engine.make_durable()
@@ -161,6 +163,7 @@ def _undo(engine: Engine) -> None:
     with engine.lock, engine.change() as change:
         for name in (OBJECTS, REFCOUNTS, GARBAGE, SUSPECTS):
             engine.environment.tables[name].truncate(txn=change.transaction)
+        engine.set_meta(META_UNMARKED, None, change.transaction)
         _set_state(engine, change, State(change.now, 0, 0, 0), 0)
     engine.adopt()
     engine.make_durable()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from berkeleydb_storage.directory import Description, Directory
 from berkeleydb_storage.environment import META, Environment
 from berkeleydb_storage.errors import BerkeleyDBStorageError
-from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_PACKED, pack_uint64
+from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_PACKED, META_UNMARKED, pack_uint64
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +22,10 @@ Step = Callable[[Environment, Callable[[str], None]], None]
 
 
 def _to_2(environment: Environment, _: Callable[[str], None]) -> None:
-    """Note when the storage was packed last: it counts as if it had been now. All else is a format 2 as it is."""
+    """Note that it was packed now, as if it had been, and that not all suspects are known. All else is as it is."""
     transaction = environment.begin()
     environment.tables[META].put(META_PACKED, pack_uint64(time.time_ns() // 1000), txn=transaction)
+    environment.tables[META].put(META_UNMARKED, b"1", txn=transaction)
     transaction.commit()
 
 

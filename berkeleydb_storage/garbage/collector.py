@@ -86,18 +86,18 @@ class Collector:
 
     def numbers(self, committed: int = 0) -> GarbageNumbers:
         """Return what the policy is told. Any thread may ask."""
-        engine, now = self._engine, time.time()
+        engine = self._engine
         return GarbageNumbers(
             waiting=engine.counts.garbage + engine.doomed.left,
             committed=committed,
             idle=max(0.0, time.monotonic() - max(self._used, engine.last_commit)),
             suspects=len(engine.counts.pending),
-            unsettled=len(engine.counts.unsettled),
+            unsettled=len(engine.counts.unsettled) + engine.unmarked,
             objects=engine.size,
             packing=self._packs.wanted,
             since_pack=max(0.0, engine.time() / 1e6 - self.packed),
             since_compact=time.monotonic() - self._compacted,
-            now=now,
+            now=time.time(),
         )
 
     def turn(self, committed: int = 0, pause: float = 0.0) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.format import META_PACKED, pack_uint64, unpack_uint64
+from berkeleydb_storage.format import META_PACKED, META_UNMARKED, pack_uint64, unpack_uint64
 from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion, Settled, unsettled
 from berkeleydb_storage.garbage.marking import Mark
 
@@ -136,7 +136,9 @@ class Pack:
                 start, done = self._clear_some(mark, start, change)
                 if start is None:
                     self._engine.set_meta(META_PACKED, pack_uint64(change.now), change.transaction)
+                    self._engine.set_meta(META_UNMARKED, None, change.transaction)
                 failpoints.reached("clear.written")
+            self._engine.unmarked = self._engine.unmarked and start is not None
             yield Step("clearing", done, total)
 
     def _clear_some(self, mark: Mark, start: bytes, change: Change) -> tuple[bytes | None, int]:

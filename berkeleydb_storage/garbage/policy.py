@@ -37,7 +37,8 @@ class GarbageNumbers(NamedTuple):
     suspects: int = 0
     """Objects that may hang on a dead cycle, and are still to be looked at."""
     unsettled: int = 0
-    """Suspects that were looked at, and of which only a full pack can tell whether they are garbage."""
+    """Suspects that were looked at, and of which only a full pack can tell whether they are garbage. One more where
+    not all suspects are known: after a migration, a repair, and an upgrade from format 1."""
     objects: int = 0
     """Objects stored, garbage included."""
     packing: bool = False
