@@ -272,7 +272,7 @@ def _living(directory: Path, sizes: Sizes) -> Result:
             most = max(most, read)
             result.row(name, "alive", records_read=[read], µs_a_commit=[taken * 1e6])
         subject.must_be(BitMap64(range(len(graph))))
-    result.figure("records read in all, at most", [most], most=500)
+    result.figure("records read in all, at most", [most], most=300)
     return result
 
 
