@@ -25,6 +25,8 @@ from berkeleydb_storage.garbage.suspicion import Suspicion
 
 logger = logging.getLogger(__name__)
 
+TURN = 0.1
+"""Seconds that a turn of the background thread takes at most, pauses included, where records are large."""
 READS_A_DELETION = 4
 """Records read by a full pack that count as one deleted: so much shorter is the mutex held for them."""
 PAUSE = 0.001
@@ -107,7 +109,7 @@ class Collector:
 
         Args:
             committed: objects stored by the commit that just ended.
-            pause: seconds to rest between two steps.
+            pause: seconds to rest between two steps; the turn then ends after `TURN` seconds at the latest.
 
         Returns:
             How many records were read or deleted.
@@ -118,8 +120,8 @@ class Collector:
         if numbers.packing:
             wanted = max(wanted, STEP)
         until = self._engine.time() - int(self.policy.grace * 1e6)
-        done = 0
-        while done < wanted and not self._engine.closing:
+        done, end = 0, time.monotonic() + (TURN if pause else inf)
+        while done < wanted and not self._engine.closing and time.monotonic() < end:
             did = self.step(min(STEP, wanted - done), until)
             if not did:
                 break
