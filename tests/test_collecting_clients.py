@@ -19,7 +19,7 @@ from berkeleydb_storage import BerkeleyDBStorage, CommitRefused, GarbageManual, 
 from berkeleydb_storage.environment import OBJECTS
 
 SECONDS = 2.0
-SLOW_SECONDS = 60.0
+SLOW_SECONDS = 30.0
 WRITERS = 3
 POOL = 12
 """Objects that each writer has, at most."""

@@ -13,7 +13,8 @@ import pytest
 from crash_parent import KILLED, SETTINGS, Children
 from graphs import EVER, assert_books, commit, doomed, hand_out, oid, quiet, record, scratch_directory, stored
 from graphs import rows as rows_of
-from interleaving import DRIVERS, SHAPES, World, any_act, make_small
+from interleaving import DRIVERS, SHAPES, World, make_small
+from interleaving_clients import any_act
 
 from berkeleydb_storage import DanglingReferenceError, environment, failpoints
 from berkeleydb_storage.check import check_pages
@@ -21,7 +22,7 @@ from berkeleydb_storage.environment import OBJECTS
 
 WORLDS = 120
 """Random graphs, with a crash at every tenth point, or so."""
-SLOW_WORLDS = 600
+SLOW_WORLDS = 100
 RATE = 0.12
 NAMES = [name for name in failpoints.NAMES if name.split(".")[0] in ("collect", "search", "doom", "sweep", "clear")]
 RELINKED = 4

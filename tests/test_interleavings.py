@@ -21,7 +21,8 @@ from graphs import (
     scratch_storage,
     stored,
 )
-from interleaving import ACTIONS, DRIVERS, SHAPES, World, act, any_act, make_small, reach, tight
+from interleaving import DRIVERS, SHAPES, World, make_small, reach, tight
+from interleaving_clients import ACTIONS, act, any_act
 
 from berkeleydb_storage import DanglingReferenceError
 from berkeleydb_storage.format import ACQUITTED, UNSETTLED
