@@ -4,25 +4,32 @@ import json
 import os
 import re
 import stat
+import struct
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from graphs import commit, hand_out, meta, oid, oids, quiet, record, rows
+from graphs import EVER, commit, hand_out, meta, oid, oids, quiet, record, rows
+from pyroaring import BitMap64
 
-from berkeleydb_storage import engine as engine_module
+from berkeleydb_storage import format as format_module
 from berkeleydb_storage.directory import Description
 from berkeleydb_storage.environment import LOG_FILE_SIZE, META, TABLES
 from berkeleydb_storage.files import PAGE_SIZE, log_number
 from berkeleydb_storage.format import (
     FORMAT_VERSION,
+    UNSETTLED,
     State,
+    Suspect,
     pack_condemned,
     pack_count,
     pack_garbage_key,
     pack_journal,
+    pack_suspect,
     pack_uint64,
+    unpack_uint64,
 )
+from berkeleydb_storage.garbage import deletion
 from berkeleydb_storage.journal import HORIZON
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "FORMAT.md"
@@ -88,7 +95,13 @@ EXAMPLES = [
     ("garbage", "key", pack_garbage_key(10**15, oid(9)), {"since": 10**15, "oid": 9}),
     ("garbage", "value", b"", {"nothing": b""}),
     ("suspects", "key", oid(9), {"oid": 9}),
-    ("suspects", "value", pack_uint64(10**15), {"since": 10**15}),
+    (
+        "suspects",
+        "value",
+        pack_suspect(Suspect(10**15, 300, UNSETTLED)),
+        {"since": 10**15, "spent": 300, "state": 2},
+    ),
+    ("suspects", "value of format 1", pack_uint64(10**15), {"since": 10**15}),
     ("journal", "key", pack_uint64(12), {"tid": 12}),
     (
         "journal",
@@ -104,6 +117,13 @@ def test_layouts(name, part, data, values):
     assert decoded(name, part, data) == values
 
 
+def test_the_states_of_suspects():
+    """The document numbers and names them in the order of the code."""
+    (meaning,) = [row[-1] for row in LAYOUT if row[:3] == ("suspects", "value", "state")]
+    named = {name: int(number) for number, name in re.findall(r"(\d), (\w+)", meaning)}
+    assert named == {name.lower(): getattr(format_module, name) for name in ("PENDING", "ACQUITTED", "UNSETTLED")}
+
+
 def test_the_flag_for_everything():
     assert decoded("journal", "value", pack_journal(State(5, 6, 7, 8), None))["flags"] == 1
 
@@ -117,7 +137,7 @@ def test_every_table_is_described():
 def storage(tmp_path):
     with quiet(tmp_path) as opened:
         hand_out(opened, 8)
-        commit(opened, record(0, 1, 2, 3), record(1, 3, data=b"1"), record(2, 3), record(3), record(4))
+        commit(opened, record(0, 1, 2, 3), record(1, 3, data=b"1"), record(2, 3), record(3, 5), record(4), record(5))
         commit(opened, record(1, 1))
         yield opened
 
@@ -126,35 +146,71 @@ def test_real_rows_are_as_described(storage):
     """Every row of a storage decodes, and the fields are what happened."""
     found = {
         name: [
-            (decoded(name, "key", key), decoded(name, "value of 0" if is_zero(name, row) else "value", row))
-            for key, row in rows(storage, name).items()
+            (decoded(name, "key", key), decoded(name, part(name, row), row)) for key, row in rows(storage, name).items()
         ]
         for name in TABLES
         if name != META
     }
-    assert [value["references"] for _, value in found["objects"]] == [[1, 2, 3], [1], [3], [], []]
+    assert [value["references"] for _, value in found["objects"]] == [[1, 2, 3], [1], [3], [5], [], []]
     assert [(key["oid"], value["count"]) for key, value in found["refcounts"]] == [(3, 2), (4, 0)]
     ((waiting, _),) = found["garbage"]
     assert waiting == {"since": found["refcounts"][1][1]["since"], "oid": 4}
-    assert [key["oid"] for key, _ in found["suspects"]] == [3]
-    assert [(key["tid"], value["oids"]) for key, value in found["journal"]] == [(0, []), (1, [0, 1, 2, 3, 4]), (2, [1])]
+    ((suspect, known),) = found["suspects"]
+    assert (suspect, known) == ({"oid": 3}, {"since": found["journal"][2][1]["time"], "spent": 0, "state": 0})
+    changed = [(key["tid"], value["oids"]) for key, value in found["journal"]]
+    assert changed == [(0, []), (1, [0, 1, 2, 3, 4, 5]), (2, [1])]
     totals = [(value["objects"], value["garbage"], value["suspects"]) for _, value in found["journal"]]
-    assert totals == [(0, 0, 0), (5, 1, 0), (5, 1, 1)]
+    assert totals == [(0, 0, 0), (6, 1, 0), (6, 1, 1)]
 
 
-def is_zero(name, row):
-    return name == "refcounts" and row[:8] == bytes(8)
+def part(name, row):
+    """Return what the document calls a row."""
+    if name == "refcounts" and row[:8] == bytes(8):
+        return "value of 0"
+    return "value of format 1" if name == "suspects" and len(row) == 8 else "value"
 
 
 def test_the_rows_of_meta(storage):
     described = {key.encode(): kind for key, kind, _ in table("key", after="The table `meta`")}
     assert described == {
-        engine_module.META_FORMAT: "u64",
-        engine_module.META_NEXT_OID: "u64",
-        engine_module.META_MIGRATING: "bytes",
+        format_module.META_FORMAT: "u64",
+        format_module.META_NEXT_OID: "u64",
+        format_module.META_MIGRATING: "bytes",
+        format_module.META_PACKED: "u64",
+        format_module.META_SEARCHED: "u64",
+        format_module.META_UNMARKED: "bytes",
+        format_module.META_DOOMED: "bytes",
+        format_module.META_DOOMED_FROM: "u64",
     }
-    assert rows(storage, META).keys() <= described.keys()
+    assert described.keys() == {key for name, key in vars(format_module).items() if name.startswith("META_")}
+    assert rows(storage, META).keys() == {
+        format_module.META_FORMAT,
+        format_module.META_NEXT_OID,
+        format_module.META_PACKED,
+    }
     assert meta(storage, b"format") == pack_uint64(FORMAT_VERSION)
+
+
+def test_the_rows_of_meta_that_a_deletion_writes(storage, monkeypatch):
+    """A ring of three is doomed, and two of them are deleted."""
+    monkeypatch.setattr(deletion, "STEP", 2)
+    commit(storage, record(0, 1, 2, 3, 4), record(4, 6), record(6, 7), record(7, 4))
+    commit(storage, record(0, 1, 2, 3))
+    while not meta(storage, b"doomed"):
+        assert storage._running.collector.step(50, EVER)
+    written = rows(storage, META)
+    assert {key: len(written[key]) for key in (b"searched", b"doomed from")} == {b"searched": 8, b"doomed from": 8}
+    assert BitMap64.deserialize(written[b"doomed"]) == BitMap64(roaring(written[b"doomed"])) == BitMap64([4, 6, 7])
+    assert unpack_uint64(written[b"doomed from"]) == 7
+
+
+def roaring(data):
+    """Return the numbers in a bitmap of less than 4,096 of them below 65,536, as the specification has its bytes."""
+    buckets, high, cookie, containers = struct.unpack_from("<QLLL", data)
+    assert (buckets, high, cookie, containers) == (1, 0, 12346, 1)
+    key, cardinality, offset = struct.unpack_from("<HHL", data, 20)
+    assert (key, offset) == (0, 16)
+    return struct.unpack_from(f"<{cardinality + 1}H", data, 12 + offset)
 
 
 def test_the_keys_of_storage_json(storage, tmp_path):
