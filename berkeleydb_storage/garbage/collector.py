@@ -19,7 +19,7 @@ from berkeleydb_storage.errors import CommitRefused, StorageClosed
 from berkeleydb_storage.format import META_PACKED, META_SEARCHED, pack_garbage_key, unpack_uint64
 from berkeleydb_storage.garbage.deletion import STEP, Deleted, Deletion
 from berkeleydb_storage.garbage.packing import Pack
-from berkeleydb_storage.garbage.policy import IDLE, GarbageNumbers, garbage_collection_interface
+from berkeleydb_storage.garbage.policy import IDLE, GarbageManual, GarbageNumbers, garbage_collection_interface
 from berkeleydb_storage.garbage.requests import Packing, PackRequests
 from berkeleydb_storage.garbage.suspicion import Suspicion
 
@@ -77,6 +77,7 @@ class Collector:
         self._deletion = Deletion(engine)
         self._suspicion = Suspicion(engine, self._deletion)
         self._packs = PackRequests(self._begin)
+        self._manual = type(policy) is GarbageManual  # it is asked by each commit, for nothing
         self._flip = False  # the queue and the suspects take turns
         self._checkpoint = checkpoint
         self._compacting: compaction.Steps | None = None
@@ -114,6 +115,8 @@ class Collector:
         Returns:
             How many records were read or deleted.
         """
+        if self._manual and not self._packs.wanted:
+            return 0
         numbers = self.numbers(committed)
         wanted = self.policy.amount(numbers)
         self._packs.by_policy = self._policy_says("pack", numbers)
