@@ -40,6 +40,7 @@ from berkeleydb_storage.errors import DamagedError
 from berkeleydb_storage.format import (
     ACQUITTED,
     FORMAT_VERSION,
+    META_DOOMED,
     META_DOOMED_FROM,
     META_FORMAT,
     META_NEXT_OID,
@@ -154,7 +155,7 @@ class _Check:
         self._suspects()
         self._journal()
         self._meta()
-        self._passed_over()
+        self._doom()
 
     def _wrong(self, kind: str, message: str, oid: bytes | None, *mends: _Mend) -> None:
         """Note a fault that the mends, or new totals, put right."""
@@ -339,10 +340,15 @@ class _Check:
                 mend = _Mend(META, key, pack_uint64(self._now) if key == META_PACKED else None)
                 self._wrong("meta", message, None, mend)
 
-    def _passed_over(self) -> None:
-        """Look for doomed objects that the deletion went past."""
-        left = self._tally.stored & self._doomed
-        if left and left.min() < self._engine.doomed.start:
+    def _doom(self) -> None:
+        """Compare what the table meta says of doomed objects with what is being deleted, and with what is left."""
+        known = self._engine.doomed
+        if not known.noted():
+            sought = (META_DOOMED, known.closed.serialize()), (META_DOOMED_FROM, pack_uint64(known.start))
+            mends = [_Mend(META, key, value if known.closed else None) for key, value in sought]
+            self._wrong("doomed", "the table meta does not say what is being deleted", None, *mends)
+        left = self._tally.stored & known.closed
+        if left and left.min() < known.start:
             oid = pack_uint64(left.min())
             message = f"{describe(oid)} was to be deleted, and was passed over"
             self._wrong("doomed", message, oid, _Mend(META, META_DOOMED_FROM, oid))

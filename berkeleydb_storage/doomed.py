@@ -41,12 +41,23 @@ class Doomed:
         Raises:
             DamagedError: it is not what this package writes.
         """
-        row, start = self._meta.get(META_DOOMED), self._meta.get(META_DOOMED_FROM)
         try:
-            self.closed = BitMap64() if row is None else _unpack(row)
-            self.start = 0 if row is None or start is None else unpack_uint64(start)
+            self.closed, self.start = self._read()
         except (ValueError, IndexError) as error:
             raise DamagedError(f"meta.db has a malformed set of doomed objects ({error}): restore a backup") from error
+
+    def _read(self) -> tuple[BitMap64, int]:
+        row, start = self._meta.get(META_DOOMED), self._meta.get(META_DOOMED_FROM)
+        if row is None:
+            return BitMap64(), 0
+        return _unpack(row), 0 if start is None else unpack_uint64(start)
+
+    def noted(self) -> bool:
+        """Tell whether it is what the table says."""
+        try:
+            return self._read() == (self.closed, self.start)
+        except (ValueError, IndexError):
+            return False
 
     @property
     def left(self) -> int:

@@ -26,7 +26,7 @@ from graphs import oid, record, table
 import berkeleydb_storage
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual, check, cli
 from berkeleydb_storage.environment import REFCOUNTS
-from berkeleydb_storage.format import pack_count
+from berkeleydb_storage.format import FORMAT_VERSION, pack_count
 
 ROOT = Path(berkeleydb_storage.__file__).parents[1]
 PATIENCE = 60
@@ -237,7 +237,7 @@ def test_check_of_a_crashed_storage_without_writing(crashed):
 def test_stat(db):
     out, err = run("stat", db)
     lines = out.splitlines()
-    assert lines[0] == f"{db}: btree, format 1, Berkeley DB {cli.LIBRARY}, closed"
+    assert lines[0] == f"{db}: btree, format {FORMAT_VERSION}, Berkeley DB {cli.LIBRARY}, closed"
     shown = {line.split()[0]: line for line in lines[1:]}
     assert f" {len(contents(db))}" in shown["objects"]
     assert " 4, the last at 20" in shown["transactions"]

@@ -24,6 +24,7 @@ from graphs import (
     stored,
     suspects,
 )
+from pyroaring import BitMap64
 
 from berkeleydb_storage import (
     DamagedError,
@@ -368,6 +369,26 @@ def test_a_malformed_set_is_refused(path, row):
         plant(storage, (META, b"doomed", row))
     with pytest.raises(DamagedError, match=r"malformed set of doomed objects.*: restore a backup"):
         quiet(path)
+
+
+@pytest.mark.parametrize("row", [None, b"", b"nonsense", BitMap64([5]).serialize()], ids=["none", "empty", "bad", "5"])
+@pytest.mark.parametrize("key", [b"doomed", b"doomed from"])
+def test_a_set_that_is_not_what_is_being_deleted_is_repaired(storage, key, row):
+    """Somebody else changed the rows while the storage was open."""
+    right = meta(storage, key)
+    plant(storage, (META, key, row))
+    report = storage.check(repair=True)
+    assert found(report) == {("doomed", None, "the table meta does not say what is being deleted")}
+    assert report.sound
+    assert meta(storage, key) == right
+    finish(storage)
+
+
+def test_a_set_although_nothing_is_being_deleted_is_repaired(storage):
+    finish(storage)
+    plant(storage, (META, b"doomed", BitMap64([2]).serialize()), (META, b"doomed from", pack_uint64(0)))
+    assert found(storage.check(repair=True)) == {("doomed", None, "the table meta does not say what is being deleted")}
+    finish(storage)
 
 
 def test_why_tells_of_them(storage, path, outside, capsys):
