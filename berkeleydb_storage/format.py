@@ -90,6 +90,14 @@ def references(oid: bytes, record: bytes) -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def has_references(oid: bytes, record: bytes) -> bool:
+    """Tell whether a record refers to others than `oid`; a malformed one may be said to."""
+    if len(record) <= RECORD_HEADER:
+        return False
+    tail = record[RECORD_HEADER + _UINT32_AT(record, OID_LENGTH)[0] :]
+    return tail != oid * (len(tail) // OID_LENGTH)
+
+
 def _complaint(oid: bytes, record: bytes) -> str:
     if len(oid) != OID_LENGTH:
         return f"an oid has 8 bytes, not {len(oid)}: {oid[:16]!r}"

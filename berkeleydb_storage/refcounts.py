@@ -27,11 +27,11 @@ from berkeleydb_storage.format import (
     ROOT_OID,
     UNSETTLED,
     Suspect,
+    has_references,
     pack_condemned,
     pack_count,
     pack_garbage_key,
     pack_suspect,
-    references,
     unpack_count,
     unpack_garbage_key,
     unpack_suspect,
@@ -109,12 +109,9 @@ class ReferenceCounts:
         return dangling
 
     def _is_parent(self, oid: bytes) -> bool:
-        """Tell whether an object refers to others, as far as that can be told at no great cost."""
+        """Tell whether an object refers to others. A large one is taken to."""
         record = self._objects.get(oid, dlen=LARGE, doff=0)
-        try:
-            return record is not None and (len(record) == LARGE or bool(references(oid, record)))
-        except ValueError:
-            return False
+        return record is not None and (len(record) == LARGE or has_references(oid, record))
 
     def _write(self, oid: bytes, before: int, since: int, after: int, now: int, transaction: Transaction) -> None:
         """Write the count of an object, which was `before` (0: condemned at `since`), and mind invariants 1 and 3."""

@@ -77,7 +77,6 @@ class Collector:
         self._deletion = Deletion(engine)
         self._suspicion = Suspicion(engine, self._deletion)
         self._packs = PackRequests(self._begin)
-        self._manual = type(policy) is GarbageManual  # it is asked by each commit, for nothing
         self._flip = False  # the queue and the suspects take turns
         self._checkpoint = checkpoint
         self._compacting: compaction.Steps | None = None
@@ -115,8 +114,8 @@ class Collector:
         Returns:
             How many records were read or deleted.
         """
-        if self._manual and not self._packs.wanted:
-            return 0
+        if type(self.policy) is GarbageManual and not vars(self.policy) and not self._packs.wanted:
+            return 0  # it would be asked by each commit, for nothing
         numbers = self.numbers(committed)
         wanted = self.policy.amount(numbers)
         self._packs.by_policy = self._policy_says("pack", numbers)
