@@ -218,3 +218,35 @@ def test_a_step_of_a_pack_deletes_few_wide_records(monkeypatch):
         assert storage.get_size() == 1
         assert sum(step.objects for step in steps) >= len(members) + width
         assert max(step.bytes for step in steps) <= STEP_BYTES + 9 * width
+
+
+def test_suspects_that_are_too_young_are_not_looked_at_again_and_again(monkeypatch):
+    """A storage that nobody uses must not keep the processor busy for as long as the grace period lasts."""
+    pairs = range(1, 202, 2)
+    with scratch_storage(300) as storage:
+        commit(
+            storage,
+            record(0, *pairs),
+            *(record(key, key + 1) for key in pairs),
+            *(record(key + 1, key) for key in pairs),
+        )
+        commit(storage, record(0, *pairs[50:]))
+        collector, counts = storage._running.collector, storage._engine.counts
+        before, looked, suspect = storage._engine.time() - 10**9, [], counts.suspect
+        counts.suspect = lambda key: looked.append(key) or suspect(key)
+
+        def steps(until):
+            looked.clear()
+            done = 0
+            while collector.step(20, until):
+                done += 1
+                assert done < 1000
+            return len(looked)
+
+        assert steps(before) >= 50
+        assert steps(before) == 0
+        commit(storage, record(0, *pairs[60:]))
+        assert steps(before) >= 60
+        assert steps(before) == 0
+        assert steps(storage._engine.time()) >= 60
+        assert storage.get_size() == 1 + 2 * len(pairs[60:])

@@ -38,6 +38,7 @@ ROWS_A_READ = 5
 PIECES = 1000
 """Objects of a search that are freed at once: a third of a millisecond."""
 MOST = (1 << 32) - 1
+EVER = (1 << 64) - 1
 
 
 class Looked(NamedTuple):
@@ -61,6 +62,8 @@ class Suspicion:
         self._engine = engine
         self._deletion = deletion
         self._position = 0  # the suspects are looked at in the order of their oids, round and round
+        self._known = 0  # how many there were when the last round began
+        self._earliest = 0  # if all of them were too young: when the count of the first of them fell
         self._unread: bytes | None = b""  # those of before the opening, from this oid on, are not in memory yet
         self._search: Search | None = None
         self._ended: Search | None = None  # to be freed
@@ -142,17 +145,25 @@ class Suspicion:
         counts = self._engine.counts
         passed = 0
         start = self._position
+        if not start:
+            if until < self._earliest and len(counts.pending) == self._known:
+                return 0
+            self._earliest, self._known = EVER, len(counts.pending)
         for number in members(counts.pending, self._position, limit):
             self._position = number + 1
             suspect = counts.suspect(pack_uint64(number))
             if suspect is None or suspect.state != PENDING or not counts.count(pack_uint64(number)):
                 counts.pending.discard(number)  # where the count is 0, the queue has it
+                self._earliest = 0
             elif suspect.since <= until:
+                self._earliest = 0
                 self._suspect = suspect
                 self._watch = self._engine.watch()  # before there is a search that needs it
                 self._young, self._latest, self._old = BitMap64(), 0, 0
                 self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
                 return passed
+            else:
+                self._earliest = min(self._earliest, suspect.since)
             passed += 1
         if passed == limit:
             return passed
