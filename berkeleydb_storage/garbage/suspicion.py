@@ -34,7 +34,7 @@ BUDGETS = ((64, 64), (PATIENCE, PATIENCE - 64))
 LAST_BUDGET = 4
 """Budget once `PATIENCE` is used up: enough to find a set whose top the suspect is."""
 ROWS_A_READ = 5
-"""Suspects that are taken into memory in the time that it takes to read a record and look at it."""
+"""Suspects that are taken into memory, or passed over, in the time that it takes to read a record and look at it."""
 PIECES = 1000
 """Objects of a search that are freed at once: a third of a millisecond."""
 MOST = (1 << 32) - 1
@@ -141,15 +141,15 @@ class Suspicion:
         return 1 + len(found) // ROWS_A_READ
 
     def _begin(self, limit: int, until: int) -> int:
-        """Begin a search for the next suspect that is old enough; return how many were passed over."""
+        """Begin a search for the next suspect that is old enough; return what it took, in records read."""
         counts = self._engine.counts
-        passed = 0
+        passed, rows = 0, limit * ROWS_A_READ
         start = self._position
         if not start:
             if until < self._earliest and len(counts.pending) == self._known:
                 return 0
             self._earliest, self._known = EVER, len(counts.pending)
-        for number in members(counts.pending, self._position, limit):
+        for number in members(counts.pending, self._position, rows):
             self._position = number + 1
             suspect = counts.suspect(pack_uint64(number))
             if suspect is None or suspect.state != PENDING or not counts.count(pack_uint64(number)):
@@ -161,12 +161,12 @@ class Suspicion:
                 self._watch = self._engine.watch()  # before there is a search that needs it
                 self._young, self._latest, self._old = BitMap64(), 0, 0
                 self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
-                return passed
+                return passed // ROWS_A_READ
             else:
                 self._earliest = min(self._earliest, suspect.since)
             passed += 1
-        if passed == limit:
-            return passed
+        if passed == rows:
+            return limit
         self._position = 0
         return 1 if start and passed < len(counts.pending) else 0
 
