@@ -291,7 +291,7 @@ def test_what_was_not_closed_is_recovered_first(old, step):
 
 
 def test_a_storage_of_format_1_is_a_format_2_as_it_is(first):
-    """Only the time of the last pack is added: it counts as if it had been now. Suspects keep their short rows."""
+    """Two rows are added: it counts as packed now, and not all suspects are known. Suspects keep their short rows."""
     started = time.time()
     with quiet(first) as storage:
         assert formats_of(storage) == (2, 2)
@@ -301,7 +301,11 @@ def test_a_storage_of_format_1_is_a_format_2_as_it_is(first):
         assert storage.check().faults == []
         assert {len(row) for row in rows(storage, SUSPECTS).values()} == {8}
         assert suspects(storage) == {3}
+        assert rows(storage, META).keys() == {b"format", b"next oid", b"packed", b"unmarked"}
+        assert storage._running.collector.numbers().unsettled == 1
         storage.pack()
+        assert rows(storage, META).keys() == {b"format", b"next oid", b"packed"}
+        assert storage._running.collector.numbers().unsettled == 0
         assert stored(storage) == {0: [1, 2], 1: [], 2: []}
     with quiet(first) as storage:
         assert storage.check().faults == []
