@@ -117,7 +117,7 @@ class Collector:
         if type(self.policy) is GarbageManual and not vars(self.policy) and not self._packs.wanted:
             return 0  # it would be asked by each commit, for nothing
         numbers = self.numbers(committed)
-        wanted = self.policy.amount(numbers)
+        wanted = int(self.policy.amount(numbers))
         self._packs.by_policy = self._policy_says("pack", numbers)
         if numbers.packing:
             wanted = max(wanted, STEP)
