@@ -84,6 +84,19 @@ def test_cycles_stay_and_are_suspect(storage):
     assert suspects(storage) == set()
 
 
+def test_a_pack_leaves_no_suspect_though_it_deletes_what_refers_to_the_living(storage, monkeypatch):
+    """As many steps as there are objects: what the first of them touches is known to live in the others."""
+    monkeypatch.setattr("berkeleydb_storage.garbage.packing.STEP", 1)
+    tops = range(1, 20)
+    trees = [record(top, 0, 30, top + 100) for top in tops] + [record(top + 100, top, 30) for top in tops]
+    hand_out(storage, 200)
+    commit(storage, record(0, *tops, 30), record(30, 31), record(31), *trees)
+    commit(storage, record(0, 30))
+    storage.pack()
+    assert stored(storage) == {0: [30], 30: [31], 31: []}
+    assert suspects(storage) == set()
+
+
 def test_a_cycle_that_hangs_on_garbage(storage):
     commit(storage, record(0, 1), record(1, 2), record(2, 3), record(3, 2))
     commit(storage, record(0))

@@ -205,10 +205,9 @@ class Deletion:
     def _drop(self, children: Sequence[bytes], since: int, change: Change, settled: Settled = unsettled) -> list[bytes]:
         """Lower the counts of what a deleted object referred to; return those that have no referrer any more."""
         drop, transaction = self._engine.counts.drop_reference, change.transaction
-        change.touch(children)
-        return [
-            child for child in children if drop(child, since, transaction, suspecting=not settled(unpack_uint64(child)))
-        ]
+        doubtful = {child for child in children if not settled(unpack_uint64(child))}
+        change.touch(doubtful)  # and not what is settled, which would not be any more
+        return [child for child in children if drop(child, since, transaction, suspecting=child in doubtful)]
 
     def _take(self, until: int, change: Change) -> tuple[int, bytes] | None:
         """Take the oldest entry out of the queue; None where none is as old as `until`. Wrong ones are dropped."""
