@@ -39,7 +39,18 @@ KINDS = st.sampled_from(["create", "create", "link", "unlink", "unlink", "move",
 CHANGES = st.lists(st.tuples(KINDS, PICKS, PICKS, SIZES), min_size=1, max_size=4)
 ENDINGS = st.sampled_from(["commit"] * 5 + ["commit without a handler", "leave", "drop"])
 
-WORKS = ["collect_a_step", "collect_a_step", "pack", "checkpoint", "crash", "reopen", "reopen_after_reading"]
+WORKS = [
+    "collect_a_step",
+    "collect_a_step",
+    "search_a_step",
+    "search_a_step",
+    "settle",
+    "pack",
+    "checkpoint",
+    "crash",
+    "reopen",
+    "reopen_after_reading",
+]
 SEQUELS = st.sampled_from([None] * 7 + WORKS)
 """What may happen right after a transaction."""
 LOOKS = st.sampled_from(["load", "load", "sync", "iterate_from", "store_an_unknown_oid"])
@@ -62,6 +73,16 @@ def without_garbage(objects):
         for oid in garbage:
             del objects[oid]
     return objects
+
+
+def reachable(objects, start=ROOT):
+    """Return the oids that an object leads to, itself included."""
+    found, todo = {start}, [start]
+    while todo:
+        fresh = references(objects[todo.pop()]) - found
+        found |= fresh
+        todo += fresh
+    return found
 
 
 def copy_sparsely(source, target):
@@ -265,20 +286,44 @@ class Machine(RuleBasedStateMachine):
             self.sessions[session].store(unknown, record_of(unknown))
 
     def collect_a_step(self, limit=2):
-        """What a step deletes is part of what a pack would delete."""
+        """What has no referrer goes, and no more than that, whether the root reaches it or not."""
         kept = without_garbage(self.objects)
-        collector, engine = self.storage._running.collector, self.storage._engine
-        collector.step(limit, engine.time())
-        found = dict(self.storage.gen_oid_record())
-        gone = set(self.objects) - set(found)
-        assert len(gone) == min(limit, len(self.objects) - len(kept))
-        assert found == {oid: self.objects[oid] for oid in set(self.objects) - gone}
-        assert set(kept) <= set(found)
-        self.deleted(gone)
+        self.storage._running.collector.collect(limit, self.storage._engine.time())
+        gone = self.take_out()
+        assert len(gone) == min(limit, len(self.objects) + len(gone) - len(kept))
+        assert not gone & set(kept)
+
+    def search_a_step(self, limit=3):
+        """A step reads some objects, or deletes some that the root does not reach: rings, too."""
+        self.storage._running.collector.step(limit, self.storage._engine.time())
+        self.take_out()
+
+    def settle(self):
+        """When nothing is left to do, nothing is without a referrer."""
+        collector, idle = self.storage._running.collector, 0
+        while idle < 2:
+            did = collector.step(5, self.storage._engine.time())
+            self.take_out()
+            idle = 0 if did else idle + 1
+        assert not unreferenced(self.objects)
+        assert not collector.numbers().suspects
 
     def pack(self):
-        self.storage.pack()
-        self.deleted(set(self.objects) - set(without_garbage(self.objects)))
+        """Exactly what the root reaches is left. A crash later may find any of the states in between."""
+        for _ in self.storage.get_packer():
+            self.take_out()
+        assert set(self.objects) == reachable(self.objects)
+        known = self.storage.statistics()
+        assert (known.doomed, known.suspects, known.garbage) == (0, 0, 0)
+
+    def take_out(self):
+        """Take what a step deleted out of the model; return it. Nothing that the root reaches is among that."""
+        found = dict(self.storage.gen_oid_record())
+        gone = set(self.objects) - set(found)
+        assert not gone & reachable(self.objects)
+        assert found == {oid: record for oid, record in self.objects.items() if oid not in gone}
+        self.deleted(gone)
+        return gone
 
     def deleted(self, gone):
         if gone:
@@ -294,15 +339,11 @@ class Machine(RuleBasedStateMachine):
     def iterate_from(self, _, pick):
         """What an object leads to comes once; a session that has synced meets no conflict."""
         start = self.pick(pick, self.objects)
-        reachable, todo = {start}, [start]
-        while todo:
-            found = references(self.objects[todo.pop()]) - reachable
-            reachable |= found
-            todo += found
+        reached = reachable(self.objects, start)
         found = list(self.storage.session().gen_oid_record(start_oid=start, batch_size=1 + pick % 5))
         assert found[0][0] == start
-        assert len(found) == len(reachable)
-        assert dict(found) == {oid: self.objects[oid] for oid in reachable}
+        assert len(found) == len(reached)
+        assert dict(found) == {oid: self.objects[oid] for oid in reached}
 
     def reopen_after_reading(self):
         self.storage.close()
@@ -328,6 +369,8 @@ class Machine(RuleBasedStateMachine):
         assert self.storage.statistics().recovered
         self.objects = dict(self.storage.gen_oid_record())
         assert self.objects in history
+        while self.storage.statistics().doomed:  # in the middle of a pack; what was being deleted is not there any more
+            assert self.storage._running.collector.step(2, 0)
         self.flushed()
         oid = self.storage.new_oid()
         if self.survives_kills:
