@@ -226,7 +226,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
 def test_the_description_is_this(tmp_path):
     Directory(tmp_path).write(DESCRIBED)
     assert json.loads((tmp_path / DESCRIPTION).read_text()) == {
-        "format": 1,
+        "format": 2,
         "library": "5.3.28",
         "type": "btree",
         "state": "closed",
@@ -317,7 +317,7 @@ def test_a_description_with_impossible_values_is_damaged(tmp_path, change):
 
 
 def test_a_newer_format_is_refused_whatever_else_it_says(tmp_path):
-    (tmp_path / DESCRIPTION).write_text('{"format": 2, "engine": "quantum"}')
-    with pytest.raises(NewerFormat, match=r"has format 2, and this version .* up to 1: install a newer durus-berkeley"):
+    (tmp_path / DESCRIPTION).write_text('{"format": 3, "engine": "quantum"}')
+    with pytest.raises(NewerFormat, match=r"has format 3, and this version .* up to 2: install a newer durus-berkeley"):
         Directory(tmp_path).read()
-    assert contents(tmp_path) == {DESCRIPTION: b'{"format": 2, "engine": "quantum"}'}
+    assert contents(tmp_path) == {DESCRIPTION: b'{"format": 3, "engine": "quantum"}'}
