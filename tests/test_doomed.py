@@ -210,6 +210,10 @@ def test_the_commands_read_it(path, tmp_path, outside, capsys):
     run("export", path, tmp_path / "new.durus")
     with closing(FileStorage(str(tmp_path / "new.durus"), readonly=True)) as exported:
         assert sorted(number(key) for key, _ in exported.gen_oid_record()) == living
+    run("migrate", path, tmp_path / "migrated")
+    with quiet(tmp_path / "migrated") as migrated:
+        assert sorted(stored(migrated)) == living
+        assert migrated.check().faults == []
     inside = json.loads(run("stat", path, "--json"))["inside"]
     assert (inside["objects"], inside["doomed"]) == (12, 8 - len(outside))
     assert json.loads(run("check", path, "--json"))["sound"]

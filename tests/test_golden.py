@@ -4,6 +4,7 @@ The archives are never made again: they are what their release wrote, as their c
 """
 
 import hashlib
+import json
 import os
 import tarfile
 from collections import Counter
@@ -31,7 +32,7 @@ from graphs import (
     suspects,
 )
 
-from berkeleydb_storage import DanglingReferenceError
+from berkeleydb_storage import DanglingReferenceError, cli
 from berkeleydb_storage.check import check_pages
 from berkeleydb_storage.environment import LIBRARY, META, SUSPECTS
 from berkeleydb_storage.format import ACQUITTED, FORMAT_VERSION, PENDING, UNSETTLED, unpack_suspect
@@ -172,6 +173,20 @@ def test_it_gets_the_current_format(path, expected):
     with quiet(path) as storage:
         assert_contents(storage, expected)
         assert not storage.statistics().recovered
+
+
+def test_the_commands_read_it_as_it_is(path, expected, capsys):
+    before = contents(path)
+    assert cli.main(["check", str(path), "--read-only"]) == 0
+    assert f"sound; {expected.objects} objects" in capsys.readouterr().out
+    assert cli.main(["stat", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"format {expected.format}," in said
+    assert ("packed         not known" in said) == (expected.format == 1)
+    assert cli.main(["census", str(path), "--json"]) == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]
+    assert sum(each["objects"] for each in classes) == expected.objects - expected.doomed
+    assert contents(path) == before
 
 
 def test_it_is_migrated(path, tmp_path_factory, expected):
