@@ -97,6 +97,18 @@ def test_a_pack_leaves_no_suspect_though_it_deletes_what_refers_to_the_living(st
     assert suspects(storage) == set()
 
 
+def test_a_pack_counts_what_it_deletes_where_its_steps_end_early(storage, monkeypatch):
+    monkeypatch.setattr(deletion, "FAN", 1)
+    rings = [record(key, key ^ 1, 30) for key in range(2, 22)]
+    hand_out(storage, 40)
+    commit(storage, record(0, 30, *range(2, 22)), record(30), *rings)
+    commit(storage, record(0, 30))
+    told = []
+    storage.pack(told.append)
+    done = [packing.done for packing in told if packing.activity == "deleting"]
+    assert done == list(range(1, 21))
+
+
 def test_a_cycle_that_hangs_on_garbage(storage):
     commit(storage, record(0, 1), record(1, 2), record(2, 3), record(3, 2))
     commit(storage, record(0))

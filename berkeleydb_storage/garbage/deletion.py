@@ -117,7 +117,8 @@ class Deletion:
                 failpoints.reached("sweep.written")
             engine.doomed.advanced(start)
         failpoints.reached("sweep.committed")
-        return Deleted(len(batch), len(change.deleted), self._size)
+        done = sum(number < start for number in batch)
+        return Deleted(max(1, done), len(change.deleted), self._size)  # 0 where it waits for oids, and is to go on
 
     def delete_closed(self, closed: BitMap64, since: int, change: Change) -> Deleted:
         """Delete a closed set within a transaction of the caller, or doom it where that is too much for one.
