@@ -1,0 +1,1 @@
+"""The fast server: one event loop between the clients and a storage."""

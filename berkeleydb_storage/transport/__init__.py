@@ -1,0 +1,1 @@
+"""Addresses, sockets and TLS, for servers and clients alike."""
