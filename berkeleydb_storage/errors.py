@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from durus.error import DurusError, DurusKeyError, WriteConflictError
+from durus.error import DurusError, DurusKeyError, ProtocolError, WriteConflictError
 
 __all__ = [
     "BerkeleyDBStorageError",
     "CommitInDoubt",
     "CommitRefused",
+    "CommitUnknown",
     "DamagedError",
     "DanglingReferenceError",
     "DiskFullError",
@@ -29,10 +30,13 @@ __all__ = [
     "OptionError",
     "ReadOnlyError",
     "RecoveryNeeded",
+    "ServerError",
+    "ServerUnreachable",
     "StorageClosed",
     "StorageInUse",
     "StorageNotEmpty",
     "StorageNotFound",
+    "WireError",
     "describe_oids",
     "missing",
 ]
@@ -130,6 +134,45 @@ class DiskFullError(CommitRefused, OSError):
 
 class DanglingReferenceError(CommitRefused):
     """Raised when a commit refers to objects that do not exist, for instance because they were collected."""
+
+
+class ServerError(BerkeleyDBStorageError):
+    """Raised when a server refuses a request, for a reason that is in the message.
+
+    Attributes:
+        code: the name of the error's class there.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ServerUnreachable(BerkeleyDBStorageError, ConnectionError):
+    """Raised when a server cannot be reached, or went away, and did not come back within the time-out.
+
+    Nothing of a commit that was under way is stored.
+    """
+
+
+class CommitUnknown(BerkeleyDBStorageError):
+    """Raised when the connection broke while a commit was under way, and the server did not come back in time.
+
+    Whether the commit is stored is not known; ``fate(error)`` of the client's storage tells when the server is back.
+
+    Attributes:
+        mark: the 16 bytes by which the commit is recognised.
+        since: a transaction of the storage before the commit.
+    """
+
+    def __init__(self, message: str, mark: bytes = b"", since: int = 0) -> None:
+        super().__init__(message)
+        self.mark = mark
+        self.since = since
+
+
+class WireError(BerkeleyDBStorageError, ProtocolError):
+    """Raised when the other side of a connection sends what is against the protocol."""
 
 
 def describe_oids(oids: Sequence[bytes], limit: int = 10) -> str:
