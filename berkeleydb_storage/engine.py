@@ -71,6 +71,8 @@ from berkeleydb_storage.watch import Watch
 
 OID_BLOCK = 4096
 """Oids reserved at a time: one sync for so many new objects."""
+SLICE = 32
+"""Records that are applied at a time, where the one who commits does it in slices."""
 LAST_OID = (1 << 64) - 2
 """The highest that is handed out: the one after it can be noted in 8 bytes."""
 COLLECTION_BYTES = 1 << 20
@@ -130,6 +132,8 @@ class Engine:
         state = self.journal.state
         self.counts = ReferenceCounts(environment.tables, state.garbage, state.suspects)
         self.doomed = Doomed(environment.tables[META])
+        self.flushed = self.journal.tid
+        """A transaction that is on the disk; written by all threads that flush, so that the newest one may be missed."""
         self._watches: list[Watch] = []  # guarded by lock
         self.closing = False
         self.last_commit = float("-inf")
@@ -279,14 +283,28 @@ class Engine:
 
     def _apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
         """Store the records, all or nothing. The caller holds the mutex."""
+        for _ in self.applying(pending, size, origin):
+            pass
+
+    def applying(self, pending: Pending, size: int, origin: Listener | None = None) -> Iterator[None]:
+        """Store the records, all or nothing, without bringing them to the disk, in slices of some 100 microseconds.
+
+        The caller holds the mutex from the beginning to the end. Between two slices he may read objects that are not
+        among the records, and nothing else. A generator that is closed before the end undoes all.
+
+        Raises:
+            CommitRefused, DamagedError, StorageClosed: nothing was stored. As of `commit`.
+        """
         self.require_idle()
         if not self._next_oid and ROOT_OID in pending:
             self._reserve(OID_BLOCK)
             self._next_oid = 1
         with Change(self, size) as change:
             failpoints.reached("commit.begun")
-            for oid, (record, refs) in sorted(pending.items()):
+            for number, (oid, (record, refs)) in enumerate(sorted(pending.items()), 1):
                 change.store(oid, record, refs)
+                if not number % SLICE:
+                    yield
             dangling = change.settle()
             if dangling:
                 if origin is not None:
@@ -322,8 +340,10 @@ class Engine:
             self._flushed.notify_all()
 
     def _flush(self, what: str) -> None:
+        tid = self.journal.tid
         try:
             self.environment.flush()
+            self.flushed = max(self.flushed, tid)
         except LIBRARY_ERRORS as error:
             stopped = self.environment.distrust(error)
             if stopped is not None:
