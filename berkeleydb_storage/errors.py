@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from durus.error import DurusError, DurusKeyError, ProtocolError, WriteConflictError
 
 __all__ = [
+    "AccessDenied",
+    "AuthenticationError",
     "BerkeleyDBStorageError",
+    "CertificateError",
     "CommitInDoubt",
     "CommitRefused",
     "CommitUnknown",
@@ -24,10 +27,12 @@ __all__ = [
     "DanglingReferenceError",
     "DiskFullError",
     "LibraryMismatch",
+    "ListenError",
     "MigrationError",
     "NewerFormat",
     "NotAStorage",
     "OptionError",
+    "PasswordFileError",
     "ReadOnlyError",
     "RecoveryNeeded",
     "ServerError",
@@ -103,6 +108,34 @@ class CommitInDoubt(BerkeleyDBStorageError):
 
     Other connections see it, and it becomes durable with the next successful flush; a crash before that loses it.
     """
+
+
+class ListenError(BerkeleyDBStorageError, OSError):
+    """Raised when a server cannot listen on an address; the message names it, and who is in the way."""
+
+
+class CertificateError(BerkeleyDBStorageError):
+    """Raised when a certificate or its key cannot be used; the message names the file."""
+
+
+class PasswordFileError(BerkeleyDBStorageError):
+    """Raised when a password file cannot be used; the message names the file and, where there is one, the line."""
+
+
+class AuthenticationError(BerkeleyDBStorageError):
+    """Raised when the other side could not prove who it is. The message is the same whatever was wrong.
+
+    Attributes:
+        reason: what was wrong, for the log; it holds no secret, and nothing that a stranger made up.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class AccessDenied(BerkeleyDBStorageError):
+    """Raised when a user asks for something that his rights do not include."""
 
 
 class CommitRefused(BerkeleyDBStorageError, WriteConflictError):
