@@ -33,6 +33,7 @@ class Change:
         "dooms",
         "ended",
         "lost",
+        "mark",
         "now",
         "origin",
         "stored",
@@ -55,6 +56,7 @@ class Change:
         self.dooms = False
         self.ended = False
         self.origin: Listener | None = None
+        self.mark: bytes | None = None
 
     def __enter__(self) -> Change:
         """Begin it."""

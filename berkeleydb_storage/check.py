@@ -43,6 +43,7 @@ from berkeleydb_storage.format import (
     META_DOOMED,
     META_DOOMED_FROM,
     META_FORMAT,
+    META_IDENTITY,
     META_NEXT_OID,
     META_PACKED,
     META_SEARCHED,
@@ -64,6 +65,7 @@ from berkeleydb_storage.format import (
     unpack_suspect,
     unpack_uint64,
 )
+from berkeleydb_storage.identity import is_identity, write_identity
 from berkeleydb_storage.tally import Tally
 from berkeleydb_storage.upgrade import READABLE
 
@@ -316,7 +318,9 @@ class _Check:
         version, row = meta.get(META_FORMAT), meta.get(META_NEXT_OID)
         if version not in self._versions():
             self._lost("meta", f"the table meta says format {version!r}")
-        self._times(version == pack_uint64(FORMAT_VERSION))
+        self._times(version != pack_uint64(1))
+        if version == pack_uint64(FORMAT_VERSION) and not is_identity(identity := meta.get(META_IDENTITY)):
+            self._wrong("meta", f"the identity of the storage is {identity!r}", None)
         if not stored or (row is not None and len(row) == OID_LENGTH and unpack_uint64(row) > stored.max()):
             return
         following = pack_uint64(min(max(stored.max() + 1, self._engine.next_oid), (1 << 64) - 1))
@@ -328,10 +332,10 @@ class _Check:
         older = () if self._engine.environment.writable else READABLE
         return [pack_uint64(version) for version in (FORMAT_VERSION, *older)]
 
-    def _times(self, current: bool) -> None:
-        """Look at the times of the last pack, which is there in the `current` format, and of the last search."""
+    def _times(self, has_packed: bool) -> None:
+        """Look at the times of the last pack, which is there from format 2 on, and of the last search."""
         packed, searched = (self._tables[META].get(key) for key in (META_PACKED, META_SEARCHED))
-        if packed is None and current:
+        if packed is None and has_packed:
             mend = _Mend(META, META_PACKED, pack_uint64(self._now))
             self._wrong("meta", "the table meta does not say when the storage was packed", None, mend)
         for key, row in ((META_PACKED, packed), (META_SEARCHED, searched)):
@@ -354,7 +358,7 @@ class _Check:
             self._wrong("doomed", message, oid, _Mend(META, META_DOOMED_FROM, oid))
 
     def repair(self) -> None:
-        """Write the mends and the totals, in one transaction."""
+        """Write the mends, the totals and a new identity, in one transaction."""
         with Change(self._engine, MEND_SIZE * self._mended) as change:
             for key, value in rows(self._mends):
                 table = self._tables[TABLES[key[0]]]
@@ -367,6 +371,7 @@ class _Check:
                         table.delete(key[1:], txn=change.transaction)
             garbage, suspects = (sum(1 for _ in rows(self._tables[name])) for name in (GARBAGE, SUSPECTS))
             self._engine.set_meta(META_UNMARKED, b"1", change.transaction)
+            write_identity(self._tables, change.transaction)  # transactions may be gone that clients know of
             state = State(change.now, self.report.objects, garbage, suspects)
             self._engine.journal.append(state, None, change.transaction)
         self._engine.reload_all()

@@ -62,9 +62,11 @@ from berkeleydb_storage.format import (
     ROOT_OID,
     State,
     pack_uint64,
+    require_mark,
     unpack_uint64,
 )
-from berkeleydb_storage.journal import Journal
+from berkeleydb_storage.identity import read_identity, write_identity
+from berkeleydb_storage.journal import Fate, Journal
 from berkeleydb_storage.refcounts import ReferenceCounts
 from berkeleydb_storage.room import Room
 from berkeleydb_storage.watch import Watch
@@ -109,6 +111,7 @@ def new_storage(tables: Mapping[str, Table], transaction: Transaction) -> None:
     tables[META].put(META_NEXT_OID, pack_uint64(0), txn=transaction)
     now = time.time_ns() // 1000
     tables[META].put(META_PACKED, pack_uint64(now), txn=transaction)
+    write_identity(tables, transaction)
     Journal.begin(tables, State(now, 0, 0, 0), transaction)
 
 
@@ -132,6 +135,8 @@ class Engine:
         state = self.journal.state
         self.counts = ReferenceCounts(environment.tables, state.garbage, state.suspects)
         self.doomed = Doomed(environment.tables[META])
+        self.identity = read_identity(environment.tables)
+        """What `identity` says; replaced under lock. With a tid that is on the disk it tells a client what it has."""
         self.flushed = self.journal.tid
         """A transaction that is on the disk; written by all threads that flush, so that the newest one may be missed."""
         self._watches: list[Watch] = []  # guarded by lock
@@ -231,19 +236,45 @@ class Engine:
         if self.environment.writable:
             with Change(self, 0) as change:
                 self._meta.put(META_NEXT_OID, pack_uint64(until), txn=change.transaction)
-            try:
-                self.environment.flush()
-            except LIBRARY_ERRORS as error:
-                stopped = self.environment.distrust(error)
-                if stopped is None:
-                    raise self.failed(error) from error
-                self.refuse(stopped)
-                raise stopped from error
+            self._flush_under_lock()
         self._reserved = until
         failpoints.reached("oids.reserved")
 
+    def _flush_under_lock(self) -> None:
+        try:
+            self.environment.flush()
+        except LIBRARY_ERRORS as error:
+            stopped = self.environment.distrust(error)
+            if stopped is None:
+                raise self.failed(error) from error
+            self.refuse(stopped)
+            raise stopped from error
+
+    def renew_identity(self) -> None:
+        """Give the storage a new identity, on the disk whatever `durable` says: no client will go on with its cache.
+
+        Raises:
+            ReadOnlyError, DiskFullError, CommitRefused, DamagedError, StorageClosed: it cannot.
+        """
+        with self.lock:
+            with Change(self, 0) as change:
+                write_identity(self.environment.tables, change.transaction)
+            self.identity = read_identity(self.environment.tables)
+            self._flush_under_lock()
+
+    def begins_anew(self) -> bool:
+        """Tell whether oids that an earlier opening handed out are handed out again: nothing was stored with them."""
+        with self.lock:
+            return not self.size and self._meta.get(META_NEXT_OID) not in (None, pack_uint64(0))
+
     def commit(
-        self, pending: Pending, size: int, origin: Listener | None = None, *, unless: Callable[[], bool] | None = None
+        self,
+        pending: Pending,
+        size: int,
+        origin: Listener | None = None,
+        *,
+        unless: Callable[[], bool] | None = None,
+        mark: bytes | None = None,
     ) -> bool:
         """Store the records of one transaction; durably, if the engine is.
 
@@ -252,6 +283,7 @@ class Engine:
             size: bytes in them.
             origin: not told about the change.
             unless: asked under the mutex, before anything is stored.
+            mark: 16 bytes, which nothing else has, by which `fate` finds the transaction. A commit of nothing is none.
 
         Returns:
             False where `unless` said yes, and nothing was stored.
@@ -261,7 +293,10 @@ class Engine:
             DiskFullError: there is no room. Nothing was stored.
             CommitInDoubt: they were stored, but could not be brought to the disk yet.
             DamagedError: a file is damaged, or the library has stopped. Nothing was stored.
+            ValueError: the mark does not have 16 bytes. Nothing was stored.
         """
+        if mark is not None:
+            require_mark(mark)
         thread = threading.get_ident()
         try:
             with self.lock:
@@ -269,7 +304,7 @@ class Engine:
                     return False
                 if not pending:
                     return True
-                self._apply(pending, size, origin)
+                self._apply(pending, size, origin, mark)
                 if not self.durable:
                     return True
                 self._flushing.add(thread)
@@ -281,12 +316,14 @@ class Engine:
                 self._tell_flushed()
         return True
 
-    def _apply(self, pending: Pending, size: int, origin: Listener | None) -> None:
+    def _apply(self, pending: Pending, size: int, origin: Listener | None, mark: bytes | None) -> None:
         """Store the records, all or nothing. The caller holds the mutex."""
-        for _ in self.applying(pending, size, origin):
+        for _ in self.applying(pending, size, origin, mark):
             pass
 
-    def applying(self, pending: Pending, size: int, origin: Listener | None = None) -> Iterator[None]:
+    def applying(
+        self, pending: Pending, size: int, origin: Listener | None = None, mark: bytes | None = None
+    ) -> Iterator[None]:
         """Store the records, all or nothing, without bringing them to the disk, in slices of some 100 microseconds.
 
         The caller holds the mutex from the beginning to the end. Between two slices he may read objects that are not
@@ -295,11 +332,14 @@ class Engine:
         Raises:
             CommitRefused, DamagedError, StorageClosed: nothing was stored. As of `commit`.
         """
+        if mark is not None:
+            require_mark(mark)
         self.require_idle()
         if not self._next_oid and ROOT_OID in pending:
             self._reserve(OID_BLOCK)
             self._next_oid = 1
         with Change(self, size) as change:
+            change.mark = mark
             failpoints.reached("commit.begun")
             for number, (oid, (record, refs)) in enumerate(sorted(pending.items()), 1):
                 change.store(oid, record, refs)
@@ -318,6 +358,29 @@ class Engine:
             failpoints.reached("commit.written")
         self.last_commit = time.monotonic()
         failpoints.reached("commit.committed")
+
+    def fate(self, mark: bytes, since: int) -> Fate:
+        """Tell what became of a commit with this mark, made by a client that knew transaction `since` to be applied.
+
+        It speaks of what was applied up to now: make sure before that no commit with this mark is still to come. What
+        it finds may not be on the disk yet: call `make_durable`, or compare with `flushed`, before you pass it on.
+
+        Args:
+            mark: 16 bytes.
+            since: a tid that the client was told together with the `identity` that the storage has now; the commit
+                is looked for behind it. With another identity nothing can be told.
+
+        Raises:
+            ValueError: the mark does not have 16 bytes.
+            DamagedError, StorageClosed: it cannot be read.
+        """
+        require_mark(mark)
+        fate: Fate | None = None
+        while fate is None:
+            with self.lock, self.explaining():
+                self.require_open()
+                fate = self.journal.fate(mark, since)
+        return fate
 
     def make_durable(self) -> None:
         """Bring everything that is committed to the disk, if the engine is durable."""
@@ -435,10 +498,10 @@ class Engine:
         before = self.journal.state
         objects = before.objects + len(change.born) - len(change.deleted)
         state = State(change.now, objects, self.counts.garbage, self.counts.suspects)
-        self.journal.append(state, change.stored + change.deleted, change.transaction)
+        self.journal.append(state, change.stored + change.deleted, change.transaction, change.mark)
         change.ended = True
         change.transaction.commit(self._flags)
-        self.journal.advance(state)
+        self.journal.advance(state, change.mark)
         self.adopt_commit(change)
 
     def adopt_commit(self, change: Change) -> None:
@@ -465,6 +528,7 @@ class Engine:
         """Do what `adopt` does. The caller holds the mutex."""
         self.reload()
         self.unmarked = self._meta.exists(META_UNMARKED)
+        self.identity = read_identity(self.environment.tables)
         for watch in self._watches:
             watch.spoiled = True
         self._load_oids()

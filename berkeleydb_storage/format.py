@@ -4,7 +4,7 @@ Invariants:
 
 1. Keys are big-endian, so that their byte order is their numeric order.
 2. An oid is 8 bytes; a record is exactly what ``durus.serialize.pack_record`` made, oid included.
-3. Whatever comes from outside is validated here, by `references`, and nowhere else.
+3. Whatever comes from outside is validated here, by `references` and `require_mark`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import struct
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ROOT_OID = b"\0" * 8
 OID_LENGTH = 8
 RECORD_HEADER = 12
 """Bytes of a record before its data: the oid and the length of the data."""
 MAX_LISTED = 4096
 """A transaction that changed more objects than this says so in the journal instead of listing them."""
+MARK_LENGTH = 16
+"""Bytes by which the client that committed a transaction recognises it."""
+IDENTITY_LENGTH = 16
+"""Bytes of the row `META_IDENTITY`."""
 
 META_FORMAT = b"format"
 META_NEXT_OID = b"next oid"
@@ -29,12 +33,13 @@ META_SEARCHED = b"searched"
 META_UNMARKED = b"unmarked"
 META_DOOMED = b"doomed"
 META_DOOMED_FROM = b"doomed from"
+META_IDENTITY = b"identity"
 
 _UINT64 = struct.Struct(">Q")
 _UINT32_AT = struct.Struct(">L").unpack_from
 _JOURNAL = struct.Struct(">QQQQB")
 _GARBAGE_KEY = struct.Struct(">Q8s")
-_EVERYTHING = 1
+_EVERYTHING, _MARKED = 1, 2
 _CONDEMNED = struct.Struct(">QQ")
 _SUSPECT = struct.Struct(">QLL")
 
@@ -125,28 +130,69 @@ class JournalRow(NamedTuple):
     state: State
     oids: tuple[bytes, ...] | None
     """What it changed or deleted; None: too many to list, so anything may have changed."""
+    mark: bytes | None = None
+    """By which the client that committed it recognises it, if that client gave it one."""
 
 
-def pack_journal(state: State, oids: list[bytes] | None) -> bytes:
-    """Return the journal row of a transaction; `oids` None or longer than `MAX_LISTED` stands for everything."""
+def pack_journal(state: State, oids: list[bytes] | None, mark: bytes | None = None) -> bytes:
+    """Return the journal row of a transaction; `oids` None or longer than `MAX_LISTED` stands for everything.
+
+    A mark has `MARK_LENGTH` bytes.
+    """
+    flags = 0 if mark is None else _MARKED
     if oids is None or len(oids) > MAX_LISTED:
-        return _JOURNAL.pack(*state, _EVERYTHING)
-    return _JOURNAL.pack(*state, 0) + b"".join(oids)
+        return _JOURNAL.pack(*state, flags | _EVERYTHING) + (mark or b"")
+    return _JOURNAL.pack(*state, flags) + (mark or b"") + b"".join(oids)
 
 
 def unpack_journal(row: bytes) -> JournalRow:
     """Return the values of a journal row.
 
     Raises:
-        ValueError: the row has an impossible length.
+        ValueError: the row has an impossible length, or flags that mean nothing.
     """
     listed = len(row) - _JOURNAL.size
     if listed < 0 or listed % 8:
         raise ValueError(f"a journal row of {len(row)} bytes")
     *state, flags = _JOURNAL.unpack_from(row)
+    mark = unpack_mark(row[JOURNAL_FLAGS : JOURNAL_FLAGS + 1 + MARK_LENGTH])
     if flags & _EVERYTHING:
-        return JournalRow(State(*state), None)
-    return JournalRow(State(*state), tuple(row[i : i + 8] for i in range(_JOURNAL.size, len(row), 8)))
+        return JournalRow(State(*state), None, mark)
+    start = _JOURNAL.size + len(mark or b"")
+    return JournalRow(State(*state), tuple(row[i : i + 8] for i in range(start, len(row), 8)), mark)
+
+
+JOURNAL_FLAGS = _JOURNAL.size - 1
+"""Where the flags are in a journal row; the mark follows them."""
+
+
+def unpack_mark(part: bytes) -> bytes | None:
+    """Return the mark of a journal row, None where it has none.
+
+    Args:
+        part: its flags, and the `MARK_LENGTH` bytes that follow, or as many as there are.
+
+    Raises:
+        ValueError: there are no flags, or unknown ones, or the mark that they promise is cut off.
+    """
+    flags = part[:1]
+    if not flags or flags[0] & ~(_EVERYTHING | _MARKED):
+        raise ValueError(f"a journal row has the flags {flags!r}")
+    if not flags[0] & _MARKED:
+        return None
+    if len(part) < 1 + MARK_LENGTH:
+        raise ValueError(f"the mark of a journal row has {len(part) - 1} bytes, not {MARK_LENGTH}")
+    return part[1 : 1 + MARK_LENGTH]
+
+
+def require_mark(mark: bytes) -> None:
+    """Validate a mark that a client made.
+
+    Raises:
+        ValueError: it is not `MARK_LENGTH` bytes.
+    """
+    if not isinstance(mark, bytes) or len(mark) != MARK_LENGTH:
+        raise ValueError(f"the mark of a commit has {MARK_LENGTH} bytes; it is {mark!r:.60}")
 
 
 def pack_count(count: int) -> bytes:

@@ -26,6 +26,7 @@ from berkeleydb_storage.format import (
     pack_garbage_key,
     pack_uint64,
 )
+from berkeleydb_storage.identity import write_identity
 from berkeleydb_storage.tally import Tally, digest_of_all
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ def _set_state(engine: Engine, change: Change, state: State, next_oid: int) -> N
     engine.set_meta(META_MIGRATING, None, change.transaction)
     engine.set_meta(META_NEXT_OID, pack_uint64(next_oid), change.transaction)
     engine.journal.append(state, None, change.transaction)
+    write_identity(engine.environment.tables, change.transaction)  # the oids begin anew
 
 
 def _undo(engine: Engine) -> None:

@@ -14,6 +14,7 @@ from berkeleydb_storage.directory import Description, Directory
 from berkeleydb_storage.environment import META, Environment
 from berkeleydb_storage.errors import BerkeleyDBStorageError
 from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_PACKED, META_UNMARKED, pack_uint64
+from berkeleydb_storage.identity import renew_identity
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,15 @@ def _to_2(environment: Environment, _: Callable[[str], None]) -> None:
     transaction.commit()
 
 
-STEPS: dict[int, Step] = {1: _to_2}
+def _to_3(environment: Environment, _: Callable[[str], None]) -> None:
+    """Give it an identity. All else is as it is: no transaction has a mark yet."""
+    renew_identity(environment)
+
+
+STEPS: dict[int, Step] = {1: _to_2, 2: _to_3}
 """Version -> the step that leads to the next one."""
 
-READABLE = {1}
+READABLE = {1, 2}
 """Versions that can be read as they are, without an upgrade."""
 
 

@@ -25,7 +25,15 @@ from graphs import (
 from berkeleydb_storage import CommitRefused, StorageClosed, failpoints
 from berkeleydb_storage.engine import OID_BLOCK
 from berkeleydb_storage.environment import META, TABLES
-from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_NEXT_OID, META_PACKED, ROOT_OID, pack_uint64
+from berkeleydb_storage.format import (
+    FORMAT_VERSION,
+    META_FORMAT,
+    META_IDENTITY,
+    META_NEXT_OID,
+    META_PACKED,
+    ROOT_OID,
+    pack_uint64,
+)
 
 MINUTE = 60_000_000
 """In microseconds."""
@@ -63,7 +71,8 @@ def test_a_new_storage(engine, storage):
     assert meta(storage, META_FORMAT) == pack_uint64(FORMAT_VERSION)
     assert meta(storage, META_NEXT_OID) == pack_uint64(0)
     assert meta(storage, META_PACKED) == pack_uint64(journal(storage)[0].state.time)
-    assert rows(storage, META).keys() == {META_FORMAT, META_NEXT_OID, META_PACKED}
+    assert rows(storage, META).keys() == {META_FORMAT, META_IDENTITY, META_NEXT_OID, META_PACKED}
+    assert meta(storage, META_IDENTITY) == engine.identity
 
 
 def test_the_first_oid_is_the_roots(engine):

@@ -15,6 +15,7 @@ LAYERS = """
 errors version failpoints files maintenance progress bitmaps
 options format room window garbage.policy
 records directory environment
+identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 change
 engine
