@@ -47,6 +47,8 @@ DESCRIPTION = "storage.json"
 FRESH = DESCRIPTION + ".new"
 """What replaces it; left behind where that was interrupted."""
 
+DURABLE_NOTED = 3
+"""The first format whose ``storage.json`` has the key `durable`."""
 CREATING, OPEN, CLOSED = "creating", "open", "closed"
 
 _LIBRARY = re.compile(r"\d+(\.\d+)+")
@@ -75,6 +77,9 @@ class Description:
     sizes: dict[str, int] = field(default_factory=dict)
     """File name -> bytes of each table: when the storage was closed, or else as of the newest checkpoint that found no
     transaction under way. Empty where that is not known."""
+    durable: bool = False
+    """Whether the log has all that was acknowledged, if it was not closed: its owner waits for the disk before, and it
+    was not found damaged. Otherwise a recovery gives the storage a new identity. Formats 1 and 2 do not say it."""
 
     def __post_init__(self) -> None:
         """Refuse what this package does not write.
@@ -89,11 +94,19 @@ class Description:
             "library": isinstance(self.library, str) and _LIBRARY.fullmatch(self.library) is not None,
             "type": self.type in TYPES,
             "state": self.state in (CREATING, OPEN, CLOSED),
+            "durable": type(self.durable) is bool,
             "a number": all(type(number) is int and number >= 0 for number in (*numbers, *sizes.values())),
         }
         for what, holds in right.items():
             if not holds:
                 raise ValueError(f"{what} has an impossible value")
+
+    def values(self) -> dict[str, object]:
+        """Return what ``storage.json`` says in this format."""
+        known = asdict(self)
+        if self.format < DURABLE_NOTED:
+            del known["durable"]  # the release that is to read it, if an upgrade does not succeed, does not know it
+        return known
 
 
 class Directory:
@@ -264,7 +277,7 @@ class Directory:
         self._in_doubt = True
         try:
             with fresh.open("w") as file:
-                json.dump(asdict(description), file, indent=1)
+                json.dump(description.values(), file, indent=1)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())

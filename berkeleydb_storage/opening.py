@@ -24,6 +24,7 @@ from berkeleydb_storage.errors import (
     StorageNotFound,
 )
 from berkeleydb_storage.format import FORMAT_VERSION
+from berkeleydb_storage.identity import renew_identity
 from berkeleydb_storage.options import Options
 from berkeleydb_storage.recovery import recover, recover_copy, rehearse
 from berkeleydb_storage.upgrade import upgrade, verify_format
@@ -83,7 +84,7 @@ def _create(directory: Directory, options: Options) -> Opened:
     environment = Environment.create(directory.path, options.cachesize, type, engine.new_storage)
     failpoints.reached("create.tables")
     log, offset = environment.last_checkpoint()
-    _mark(directory, OPEN, checkpoint_log=log, checkpoint_offset=offset)
+    _mark(directory, OPEN, checkpoint_log=log, checkpoint_offset=offset, durable=options.durable)
     failpoints.reached("create.done")
     logger.info("created a storage in %s", directory.path)
     return Opened(directory, environment, type, False)
@@ -106,11 +107,13 @@ def _open(directory: Directory, description: Description, options: Options) -> O
     if unclean and options.do_recover is False:
         raise _recovery_needed(directory)
     if not unclean:
-        _mark(directory, OPEN)
+        _mark(directory, OPEN, durable=True)
         failpoints.reached("open.marked")
+    doubtful = False
     try:
         if unclean or options.do_recover:
-            _recover(directory, description, options, "was not closed" if unclean else "is to be recovered")
+            reason = "was not closed" if unclean else "is to be recovered"
+            doubtful = _recover(directory, description, options, reason)
         environment = Environment.open(directory.path, options.cachesize)
     except BaseException:
         if not unclean:
@@ -121,18 +124,31 @@ def _open(directory: Directory, description: Description, options: Options) -> O
             environment.checkpoint()
         if description.format != FORMAT_VERSION:
             upgrade(directory, description, environment)
+        if doubtful:
+            renew_identity(environment)
+        directory.update(durable=options.durable)
     except BaseException:
         environment.abandon()
         raise
     return Opened(directory, environment, description.type, unclean)
 
 
-def _recover(directory: Directory, description: Description, options: Options, reason: str) -> None:
+def _recover(directory: Directory, description: Description, options: Options, reason: str) -> bool:
+    """Recover it; return whether transactions may be missing that were acknowledged.
+
+    ``storage.json`` says so until there is a new identity: killed in between, the next open knows it too.
+    """
+    noted = directory.update()
+
+    def doubt(missing: bool) -> None:
+        directory.update(durable=noted.durable and not missing)
+
     failpoints.reached("recover.begin")
     if shortened := directory.shortened(description):
         rehearse(directory, options.cachesize, shortened)
-    recover(directory.path, options.cachesize, reason)
+    recover(directory.path, options.cachesize, reason, doubt)
     failpoints.reached("recover.done")
+    return not directory.update().durable
 
 
 def _recovery_needed(directory: Directory) -> RecoveryNeeded:

@@ -21,7 +21,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,13 +73,14 @@ def recover_copy(directory: Directory, copy: Path, cachesize: int) -> None:
         raise DamagedError(str(error).replace(str(copy), str(directory.path))) from error
 
 
-def recover(path: Path, cachesize: int, reason: str) -> None:
+def recover(path: Path, cachesize: int, reason: str, doubt: Callable[[bool], object] = bool) -> None:
     """Bring the tables at `path` to the state of the last transaction that is whole in the log.
 
     Args:
         path: the directory.
         cachesize: bytes, at least.
         reason: why, for the log line, after the path.
+        doubt: called with True before the log is cut off at a damaged record, and with False if that is put back.
 
     Logs how long it took; while it runs, a line every `REPORT_EVERY` seconds; and a warning where the log was cut
     off at a damaged record, because acknowledged commits may have been behind it.
@@ -93,7 +94,7 @@ def recover(path: Path, cachesize: int, reason: str) -> None:
     log_bytes = sum(_used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
     logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
     sizes = {where: where.stat().st_size for where in _table_files(path)}
-    dropped = _drop_tail(path)
+    dropped = _drop_tail(path, doubt)
     with _reporting(path, started, log_bytes):
         try:
             run_recovery(path, max(cachesize, _cache_for(path, log_bytes)))
@@ -101,6 +102,7 @@ def recover(path: Path, cachesize: int, reason: str) -> None:
             explained = _diagnosis(path, error)
             if dropped is not None and isinstance(explained, DamagedError):
                 dropped.put_back()
+                doubt(False)
             raise explained from error
     _require_whole_tables(sizes)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
@@ -150,7 +152,7 @@ class _Dropped:
                 file.write(self.contents)
 
 
-def _drop_tail(path: Path) -> _Dropped | None:
+def _drop_tail(path: Path, doubt: Callable[[bool], object]) -> _Dropped | None:
     """Cut the log after its last whole record, and log what that means.
 
     Raises:
@@ -180,6 +182,7 @@ def _drop_tail(path: Path) -> _Dropped | None:
                 end,
                 tail.size,
             )
+            doubt(True)
         return _cut(last, end)
     return None
 

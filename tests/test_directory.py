@@ -22,7 +22,7 @@ from berkeleydb_storage.errors import (
 )
 from berkeleydb_storage.format import FORMAT_VERSION
 
-DESCRIBED = Description(FORMAT_VERSION, "5.3.28", "btree", CLOSED, 3, 5, 4, 1000, {"objects.db": 8192})
+DESCRIBED = Description(FORMAT_VERSION, "5.3.28", "btree", CLOSED, 3, 5, 4, 1000, {"objects.db": 8192}, True)
 
 HOLDER = """
 import sys
@@ -226,7 +226,7 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
 def test_the_description_is_this(tmp_path):
     Directory(tmp_path).write(DESCRIBED)
     assert json.loads((tmp_path / DESCRIPTION).read_text()) == {
-        "format": 2,
+        "format": 3,
         "library": "5.3.28",
         "type": "btree",
         "state": "closed",
@@ -235,7 +235,16 @@ def test_the_description_is_this(tmp_path):
         "checkpoint_log": 4,
         "checkpoint_offset": 1000,
         "sizes": {"objects.db": 8192},
+        "durable": True,
     }
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_that_of_an_older_format_has_no_key_that_its_release_does_not_know(tmp_path, version):
+    """It opens what an upgrade left behind that did not succeed."""
+    Directory(tmp_path).write(replace(DESCRIBED, format=version))
+    assert "durable" not in json.loads((tmp_path / DESCRIPTION).read_text())
+    assert Directory(tmp_path).read() == replace(DESCRIBED, format=version, durable=False)
 
 
 def test_single_values_are_replaced(tmp_path):
@@ -301,6 +310,8 @@ def test_a_damaged_description_is_named(tmp_path, text):
         {"library": "five"},
         {"type": "heap"},
         {"state": "half open"},
+        {"durable": 1},
+        {"durable": None},
         {"first_log": "1"},
         {"last_log": None},
         {"first_log": -1},
@@ -317,7 +328,7 @@ def test_a_description_with_impossible_values_is_damaged(tmp_path, change):
 
 
 def test_a_newer_format_is_refused_whatever_else_it_says(tmp_path):
-    (tmp_path / DESCRIPTION).write_text('{"format": 3, "engine": "quantum"}')
-    with pytest.raises(NewerFormat, match=r"has format 3, and this version .* up to 2: install a newer durus-berkeley"):
+    (tmp_path / DESCRIPTION).write_text('{"format": 4, "engine": "quantum"}')
+    with pytest.raises(NewerFormat, match=r"has format 4, and this version .* up to 3: install a newer durus-berkeley"):
         Directory(tmp_path).read()
-    assert contents(tmp_path) == {DESCRIPTION: b'{"format": 3, "engine": "quantum"}'}
+    assert contents(tmp_path) == {DESCRIPTION: b'{"format": 4, "engine": "quantum"}'}

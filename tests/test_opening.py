@@ -105,8 +105,8 @@ def a_foreign_environment(path):
 def a_newer_storage(path):
     path.mkdir()
     with_an_object(path)
-    change_description(path, format=3)
-    return NewerFormat, "has format 3, and this version of the package reads up to 2: install a newer"
+    change_description(path, format=4)
+    return NewerFormat, "has format 4, and this version of the package reads up to 3: install a newer"
 
 
 def a_newer_storage_without_a_lock(path):

@@ -193,7 +193,7 @@ def full(source, target):
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"format": 0}, BerkeleyDBStorageError, "has format 0, and this version of the package cannot upgrade it to 2"),
+        ({"format": 0}, BerkeleyDBStorageError, "has format 0, and this version of the package cannot upgrade it to 3"),
         ({"library": "6.2.32"}, LibraryMismatch, r"was written by Berkeley DB 6\.2\.32, and this is"),
         ({"state": "creating"}, StorageNotFound, "holds no storage yet: open it for writing once"),
     ],
