@@ -26,9 +26,13 @@ garbage.requests
 garbage.collector garbage migration check opening session
 storage export reachability
 inspection sources
+transport.unix transport.tls transport.systemd auth.rights auth.networks auth.hashing
+transport.addresses auth.throttle auth.users
+auth.handshake
+transport auth
 commands.console
 commands.command
-commands.looking commands.moving commands.packing commands.why
+commands.looking commands.moving commands.packing commands.passwords commands.why
 commands
 cli
 __main__
