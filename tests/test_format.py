@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from berkeleydb_storage.format import (
     ACQUITTED,
     FORMAT_VERSION,
+    IDENTITY_LENGTH,
+    JOURNAL_FLAGS,
+    MARK_LENGTH,
     MAX_LISTED,
     PENDING,
     ROOT_OID,
@@ -28,7 +31,9 @@ from berkeleydb_storage.format import (
     references,
     unpack_count,
     unpack_garbage_key,
+    require_mark,
     unpack_journal,
+    unpack_mark,
     unpack_oids,
     unpack_suspect,
     unpack_uint64,
@@ -37,6 +42,7 @@ from berkeleydb_storage.format import (
 numbers = st.integers(0, (1 << 64) - 1)
 keys = st.binary(min_size=8, max_size=8)
 states = st.builds(State, numbers, numbers, numbers, numbers)
+marks = st.none() | st.binary(min_size=16, max_size=16)
 
 TIME = 0x0006112233445566
 GOLDEN_STATE = State(TIME, 5, 2, 1)
@@ -73,6 +79,16 @@ def test_golden_journal():
     assert pack_journal(GOLDEN_STATE, []).hex() == GOLDEN_STATE_BYTES + "00"
 
 
+def test_golden_marks():
+    """A row without a mark is that of format 2, byte for byte."""
+    mark = bytes(range(0xA0, 0xB0))
+    marked = pack_journal(GOLDEN_STATE, oids(1, 9), mark)
+    assert marked.hex() == GOLDEN_STATE_BYTES + "02" + mark.hex() + "00000000000000010000000000000009"
+    assert pack_journal(GOLDEN_STATE, None, mark).hex() == GOLDEN_STATE_BYTES + "03" + mark.hex()
+    assert pack_journal(GOLDEN_STATE, [], mark).hex() == GOLDEN_STATE_BYTES + "02" + mark.hex()
+    assert (MARK_LENGTH, IDENTITY_LENGTH) == (16, 16)
+
+
 def test_golden_suspect():
     """Those of format 1 have only the time; nothing was read for them yet."""
     assert pack_suspect(Suspect(TIME, 300, UNSETTLED)).hex() == "00061122334455660000012c00000002"
@@ -82,7 +98,7 @@ def test_golden_suspect():
 
 
 def test_format_version():
-    assert FORMAT_VERSION == 2
+    assert FORMAT_VERSION == 3
 
 
 @given(numbers)
@@ -124,14 +140,44 @@ def test_many_oids_round_trip(several):
     assert pack_oids(several) == oids(*several)
 
 
-@given(states, st.lists(keys, max_size=20))
-def test_journal_round_trip(state, changed):
-    assert unpack_journal(pack_journal(state, changed)) == JournalRow(state, tuple(changed))
+@given(states, st.lists(keys, max_size=20), marks)
+def test_journal_round_trip(state, changed, mark):
+    row = pack_journal(state, changed, mark)
+    assert unpack_journal(row) == JournalRow(state, tuple(changed), mark)
+    assert unpack_mark(row[JOURNAL_FLAGS : JOURNAL_FLAGS + 17]) == mark
 
 
-@given(states)
-def test_journal_of_everything(state):
-    assert unpack_journal(pack_journal(state, None)) == JournalRow(state, None)
+@given(states, marks)
+def test_journal_of_everything(state, mark):
+    row = pack_journal(state, None, mark)
+    assert unpack_journal(row) == JournalRow(state, None, mark)
+    assert unpack_mark(row[JOURNAL_FLAGS : JOURNAL_FLAGS + 17]) == mark
+
+
+@pytest.mark.parametrize(
+    ("flags", "rest", "complaint"),
+    [
+        (2, b"", "the mark of a journal row has 0 bytes, not 16"),
+        (3, bytes(8), "the mark of a journal row has 8 bytes, not 16"),
+        (4, b"", "a journal row has the flags b'\\x04'"),
+        (130, bytes(16), "a journal row has the flags b'\\x82'"),
+    ],
+)
+def test_journal_rows_with_a_malformed_mark(flags, rest, complaint):
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        unpack_journal(bytes.fromhex(GOLDEN_STATE_BYTES) + bytes([flags]) + rest)
+
+
+def test_a_row_that_is_too_short_for_flags_has_no_mark():
+    with pytest.raises(ValueError, match="flags b''"):
+        unpack_mark(b"")
+
+
+@pytest.mark.parametrize("mark", [b"", bytes(15), bytes(17), "x" * 16, bytearray(16), None, 5])
+def test_what_is_no_mark(mark):
+    with pytest.raises(ValueError, match="the mark of a commit has 16 bytes; it is"):
+        require_mark(mark)
+    require_mark(bytes(16))
 
 
 def test_journal_lists_up_to_a_limit():
@@ -211,13 +257,22 @@ def test_malformed_rows_are_value_errors(row):
         (unpack_count, {8, 16}),
         (unpack_garbage_key, {16}),
         (unpack_suspect, {8, 16}),
-        (unpack_journal, {33}),
     ):
         if len(row) in sizes:
             unpack(row)
         else:
             with pytest.raises(ValueError, match=f"{len(row)}"):
                 unpack(row)
+
+
+@given(st.binary(max_size=90))
+def test_journal_rows_are_unpacked_or_value_errors(row):
+    try:
+        unpacked = unpack_journal(row)
+    except ValueError:
+        assert len(row) < 33 or len(row) % 8 != 1 or row[32] > 3 or (row[32] > 1 and len(row) < 49)
+    else:
+        assert len(unpacked.oids or ()) in (0, (len(row) - 33) // 8 - 2 * (unpacked.mark is not None))
 
 
 @pytest.mark.parametrize("size", [0, 32, 34, 40, 42])

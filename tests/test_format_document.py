@@ -109,6 +109,20 @@ EXAMPLES = [
         pack_journal(State(5, 6, 7, 8), oids(1, 2)),
         {"time": 5, "objects": 6, "garbage": 7, "suspects": 8, "flags": 0, "oids": [1, 2]},
     ),
+    (
+        "journal",
+        "value with a mark",
+        pack_journal(State(5, 6, 7, 8), oids(1, 2), b"0123456789abcdef"),
+        {
+            "time": 5,
+            "objects": 6,
+            "garbage": 7,
+            "suspects": 8,
+            "flags": 2,
+            "mark": b"0123456789abcdef",
+            "oids": [1, 2],
+        },
+    ),
 ]
 
 
@@ -124,8 +138,12 @@ def test_the_states_of_suspects():
     assert named == {name.lower(): getattr(format_module, name) for name in ("PENDING", "ACQUITTED", "UNSETTLED")}
 
 
-def test_the_flag_for_everything():
+def test_the_flags_of_transactions():
+    (meaning,) = [row[-1] for row in LAYOUT if row[:3] == ("journal", "value", "flags")]
+    assert re.findall(r"(\d), (\w+)", meaning) == [("1", "everything"), ("2", "marked")]
     assert decoded("journal", "value", pack_journal(State(5, 6, 7, 8), None))["flags"] == 1
+    both = decoded("journal", "value with a mark", pack_journal(State(5, 6, 7, 8), None, b"m" * 16))
+    assert (both["flags"], both["mark"], both["oids"]) == (3, b"m" * 16, [])
 
 
 def test_every_table_is_described():
@@ -138,7 +156,8 @@ def storage(tmp_path):
     with quiet(tmp_path) as opened:
         hand_out(opened, 8)
         commit(opened, record(0, 1, 2, 3), record(1, 3, data=b"1"), record(2, 3), record(3, 5), record(4), record(5))
-        commit(opened, record(1, 1))
+        change = record(1, 1)
+        opened._engine.commit({oid(1): (change, ())}, len(change), mark=b"0123456789abcdef")
         yield opened
 
 
@@ -159,6 +178,7 @@ def test_real_rows_are_as_described(storage):
     assert (suspect, known) == ({"oid": 3}, {"since": found["journal"][2][1]["time"], "spent": 0, "state": 0})
     changed = [(key["tid"], value["oids"]) for key, value in found["journal"]]
     assert changed == [(0, []), (1, [0, 1, 2, 3, 4, 5]), (2, [1])]
+    assert [value.get("mark") for _, value in found["journal"]] == [None, None, b"0123456789abcdef"]
     totals = [(value["objects"], value["garbage"], value["suspects"]) for _, value in found["journal"]]
     assert totals == [(0, 0, 0), (6, 1, 0), (6, 1, 1)]
 
@@ -167,6 +187,8 @@ def part(name, row):
     """Return what the document calls a row."""
     if name == "refcounts" and row[:8] == bytes(8):
         return "value of 0"
+    if name == "journal" and row[32] & 2:
+        return "value with a mark"
     return "value of format 1" if name == "suspects" and len(row) == 8 else "value"
 
 
@@ -181,13 +203,16 @@ def test_the_rows_of_meta(storage):
         format_module.META_UNMARKED: "bytes",
         format_module.META_DOOMED: "bytes",
         format_module.META_DOOMED_FROM: "u64",
+        format_module.META_IDENTITY: "bytes",
     }
     assert described.keys() == {key for name, key in vars(format_module).items() if name.startswith("META_")}
     assert rows(storage, META).keys() == {
         format_module.META_FORMAT,
         format_module.META_NEXT_OID,
         format_module.META_PACKED,
+        format_module.META_IDENTITY,
     }
+    assert len(meta(storage, b"identity")) == 16
     assert meta(storage, b"format") == pack_uint64(FORMAT_VERSION)
 
 
@@ -216,7 +241,7 @@ def roaring(data):
 def test_the_keys_of_storage_json(storage, tmp_path):
     described = {key: kind for key, kind, _ in table("key")}
     written = json.loads((tmp_path / "storage.json").read_text())
-    kinds = {int: "number", str: "text", dict: "object"}
+    kinds = {int: "number", str: "text", dict: "object", bool: "true or false"}
     assert {key: kinds[type(value)] for key, value in written.items()} == described
     assert list(described) == [field.name for field in fields(Description)]
 

@@ -1,7 +1,7 @@
 """Storages of an older format are upgraded in place, restartably; of a newer one, refused and left alone.
 
-A long step is made up here, from a format 0, in which objects with one referrer had a count row, too. The step that
-comes after it, from 1 to 2, is tried by itself as well; `test_golden` has storages that were written in format 1.
+A long step is made up here, from a format 0, in which objects with one referrer had a count row, too. The steps that
+come after it, from 1 to 3, are tried by themselves as well; `test_golden` has storages that were written in format 1.
 """
 
 import hashlib
@@ -36,7 +36,15 @@ from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import META, REFCOUNTS, SUSPECTS, TABLES
 from berkeleydb_storage.environment import rows as rows_of
 from berkeleydb_storage.files import log_name, log_numbers
-from berkeleydb_storage.format import FORMAT_VERSION, META_FORMAT, META_PACKED, pack_count, pack_uint64, unpack_uint64
+from berkeleydb_storage.format import (
+    FORMAT_VERSION,
+    META_FORMAT,
+    META_IDENTITY,
+    META_PACKED,
+    pack_count,
+    pack_uint64,
+    unpack_uint64,
+)
 
 OBJECTS = 60
 BATCH = 10
@@ -96,20 +104,32 @@ def old(tmp_path):
 @pytest.fixture
 def first(tmp_path):
     """A storage of format 1, with garbage, a suspect, and a ring that only a pack can tell to be garbage."""
-    with quiet(tmp_path) as storage:
+    return build(tmp_path, 1)
+
+
+@pytest.fixture
+def second(tmp_path):
+    """The same in format 2."""
+    return build(tmp_path, 2)
+
+
+def build(path, version):
+    with quiet(path) as storage:
         hand_out(storage, 10)
         commit(storage, record(0, 1, 2, 3), record(1, 3), record(2), record(3, 4), record(4, 3), record(5))
         commit(storage, record(0, 1, 2), record(1))
         for key, row in rows(storage, SUSPECTS).items():
             table(storage, SUSPECTS).put(key, row[:8])
-        make_older(storage, 1)
-    with closing(Locked(tmp_path)) as directory:
-        directory.update(format=1)
-    return tmp_path
+        make_older(storage, version)
+    with closing(Locked(path)) as directory:
+        directory.update(format=version)
+    return path
 
 
 def make_older(storage, version):
-    table(storage, META).delete(META_PACKED)
+    table(storage, META).delete(META_IDENTITY)
+    if version < 2:
+        table(storage, META).delete(META_PACKED)
     table(storage, META).put(META_FORMAT, pack_uint64(version))
 
 
@@ -138,30 +158,32 @@ def formats(path):
 
 
 def test_the_steps_that_there_are():
-    assert FORMAT_VERSION == 2
-    assert module.STEPS.keys() == module.READABLE == {1}
+    assert FORMAT_VERSION == 3
+    assert module.STEPS.keys() == module.READABLE == {1, 2}
 
 
 def test_an_old_storage_is_upgraded_when_it_is_opened(old, step, caplog):
     caplog.set_level(logging.WARNING)
     with quiet(old) as storage:
         assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
-        assert meta(storage, META_FORMAT) == pack_uint64(2)
+        assert meta(storage, META_FORMAT) == pack_uint64(3)
         assert_books(storage)
         assert storage.check().faults == []
         commit(storage, record(0))
-    assert formats(old) == 2
+    assert formats(old) == 3
     lines = [message for message in caplog.messages if "format" in message or "upgrading" in message]
     assert lines[0] == f"upgrading {old} from format 0 to 1"
-    assert lines[1:-3] == [f"upgrading {old}: {done} rows" for done in (10, 20, 30, 40, 50, 58)]
-    assert lines[-3].startswith(f"{old} has format 1 now, after ")
-    assert lines[-2] == f"upgrading {old} from format 1 to 2"
-    assert lines[-1].startswith(f"{old} has format 2 now, after ")
+    assert lines[1:-5] == [f"upgrading {old}: {done} rows" for done in (10, 20, 30, 40, 50, 58)]
+    assert lines[-5].startswith(f"{old} has format 1 now, after ")
+    assert lines[-4] == f"upgrading {old} from format 1 to 2"
+    assert lines[-3].startswith(f"{old} has format 2 now, after ")
+    assert lines[-2] == f"upgrading {old} from format 2 to 3"
+    assert lines[-1].startswith(f"{old} has format 3 now, after ")
 
 
 def test_it_is_upgraded_once(old, step, monkeypatch):
     quiet(old).close()
-    for version in (0, 1):
+    for version in (0, 1, 2):
         monkeypatch.setitem(module.STEPS, version, pytest.fail)
     quiet(old).close()
 
@@ -174,7 +196,7 @@ def test_killed_in_the_middle_it_is_completed_at_the_next_opening(old, step, lin
         assert storage.statistics().recovered
         assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
         assert storage.check().faults == []
-    assert formats(old) == 2
+    assert formats(old) == 3
 
 
 def test_killed_again_and_again_it_gets_there(old, step):
@@ -186,7 +208,7 @@ def test_killed_again_and_again_it_gets_there(old, step):
     assert times == -(-(OBJECTS - 2) // BATCH)
     with quiet(old) as storage:
         assert counts(storage) == {OBJECTS - 1: OBJECTS - 1}
-    assert formats(old) == 2
+    assert formats(old) == 3
 
 
 def test_a_step_that_fails_leaves_the_version(old, monkeypatch):
@@ -225,31 +247,31 @@ def test_the_version_is_raised_last(old, monkeypatch):
             quiet(old)
     assert formats(old) == 0
     with quiet(old) as storage:
-        assert meta(storage, META_FORMAT) == pack_uint64(2)
+        assert meta(storage, META_FORMAT) == pack_uint64(3)
         assert storage.check().faults == []
     assert seen == [("step", 0, pack_uint64(0)), ("step", 0, pack_uint64(1))]
 
 
 def test_several_steps_in_a_row(old, monkeypatch):
     done = []
-    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
-    monkeypatch.setattr("berkeleydb_storage.directory.FORMAT_VERSION", 3)
-    monkeypatch.setattr("berkeleydb_storage.opening.FORMAT_VERSION", 3)
-    for version in (0, 1, 2):
+    monkeypatch.setattr(module, "FORMAT_VERSION", 4)
+    monkeypatch.setattr("berkeleydb_storage.directory.FORMAT_VERSION", 4)
+    monkeypatch.setattr("berkeleydb_storage.opening.FORMAT_VERSION", 4)
+    for version in (0, 1, 2, 3):
         monkeypatch.setitem(module.STEPS, version, lambda *_, version=version: done.append((version, formats_now())))
 
     def formats_now():
         return Directory(old).read().format
 
     quiet(old).close()
-    assert done == [(0, 0), (1, 1), (2, 2)]
-    assert formats(old) == 3
+    assert done == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert formats(old) == 4
 
 
 def test_where_no_step_leads_it_is_refused_and_left_alone(old):
     before = contents(old)
     with pytest.raises(
-        BerkeleyDBStorageError, match=r"has format 0, and this version .* cannot upgrade it to 2: see UP"
+        BerkeleyDBStorageError, match=r"has format 0, and this version .* cannot upgrade it to 3: see UP"
     ):
         quiet(old)
     assert contents(old) == before
@@ -257,7 +279,7 @@ def test_where_no_step_leads_it_is_refused_and_left_alone(old):
 
 def test_read_only_it_is_not_upgraded(old, step):
     before = contents(old)
-    with pytest.raises(BerkeleyDBStorageError, match=r"has format 0.* reads format 2: open it for writing once, which"):
+    with pytest.raises(BerkeleyDBStorageError, match=r"has format 0.* reads format 3: open it for writing once, which"):
         quiet(old, read_only=True)
     assert contents(old) == before
     quiet(old).close()
@@ -273,7 +295,7 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path, read_only):
     with closing(Locked(tmp_path)) as directory:
         directory.update(format=FORMAT_VERSION + 1)
     before = contents(tmp_path)
-    with pytest.raises(NewerFormat, match=r"has format 3, and this version .* reads up to 2: install a newer"):
+    with pytest.raises(NewerFormat, match=r"has format 4, and this version .* reads up to 3: install a newer"):
         quiet(tmp_path, read_only=read_only)
     assert contents(tmp_path) == before
 
@@ -290,21 +312,24 @@ def test_what_was_not_closed_is_recovered_first(old, step):
     assert (old / log_name(log_numbers(old)[-1])).exists()
 
 
-def test_a_storage_of_format_1_is_a_format_2_as_it_is(first):
-    """Two rows are added: it counts as packed now, and not all suspects are known. Suspects keep their short rows."""
+def test_a_storage_of_format_1_is_a_format_3_as_it_is(first):
+    """Three rows are added: it counts as packed now, not all suspects are known, and it has an identity.
+
+    Suspects keep their short rows.
+    """
     started = time.time()
     with quiet(first) as storage:
-        assert formats_of(storage) == (2, 2)
+        assert formats_of(storage) == (3, 3)
         assert started - 1 <= storage.statistics().last_pack <= time.time()
         assert storage.statistics().last_search is None
         assert_books(storage)
         assert storage.check().faults == []
         assert {len(row) for row in rows(storage, SUSPECTS).values()} == {8}
         assert suspects(storage) == {3}
-        assert rows(storage, META).keys() == {b"format", b"next oid", b"packed", b"unmarked"}
+        assert rows(storage, META).keys() == {b"format", b"next oid", b"packed", b"unmarked", b"identity"}
         assert storage._running.collector.numbers().unsettled == 1
         storage.pack()
-        assert rows(storage, META).keys() == {b"format", b"next oid", b"packed"}
+        assert rows(storage, META).keys() == {b"format", b"next oid", b"packed", b"identity"}
         assert storage._running.collector.numbers().unsettled == 0
         assert stored(storage) == {0: [1, 2], 1: [], 2: []}
     with quiet(first) as storage:
@@ -333,7 +358,42 @@ def test_a_storage_of_format_1_is_read_as_it_is(first):
         assert list(storage.get_packer()) == []
     assert contents(first) == before
     quiet(first).close()
-    assert formats(first) == 2
+    assert formats(first) == 3
+
+
+def test_a_storage_of_format_2_gets_an_identity(second):
+    """One row is added, and it was packed when it was packed."""
+    with quiet(second, read_only=True) as storage:
+        before = rows(storage, META)
+        assert before.keys() == {b"format", b"next oid", b"packed"}
+    with quiet(second) as storage:
+        assert formats_of(storage) == (3, 3)
+        assert rows(storage, META) == before | {
+            b"format": pack_uint64(3),
+            b"identity": storage._engine.identity,
+        }
+        assert storage.check().faults == []
+        identity = storage._engine.identity
+    with quiet(second) as storage:
+        assert storage._engine.identity == identity
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_before_it_has_one_no_client_can_resume(tmp_path, version):
+    """Each opening for reading has an identity of its own, and storage.json says nothing that it did not say then."""
+    build(tmp_path, version)
+    before = contents(tmp_path)
+    seen = set()
+    for _ in range(2):
+        with quiet(tmp_path, read_only=True) as storage:
+            assert formats_of(storage) == (version, version)
+            assert meta(storage, META_IDENTITY) is None
+            assert storage.check().faults == []
+            seen.add(storage._engine.identity)
+    assert {len(identity) for identity in seen} == {16}
+    assert len(seen) == 2
+    assert contents(tmp_path) == before
+    assert "durable" not in (tmp_path / "storage.json").read_text()
 
 
 def test_that_of_a_format_1_that_is_not_closed_too(first):
@@ -349,7 +409,7 @@ def test_that_of_a_format_1_that_is_not_closed_too(first):
 
 def test_a_table_that_says_format_1_is_a_fault_where_it_is_written_to(first):
     with closing(Locked(first)) as directory:
-        directory.update(format=2)
+        directory.update(format=3)
     with quiet(first) as storage:
         assert [fault.kind for fault in storage.check().faults] == ["meta"]
     with closing(Locked(first)) as directory:
@@ -362,19 +422,30 @@ POINTS = [
     "Environment.begin",  # before the table says the version
     "Environment.checkpoint",
     "Directory.update",  # before storage.json says it
+    "Environment.begin",  # and the same from 2 to 3
+    "Environment.begin",
+    "Environment.checkpoint",
+    "Directory.update",
     "Engine.__init__",  # when all is done
 ]
-"""What the upgrade from 1 to 2 calls, in this order."""
+"""What the upgrade from 1 to 3 calls, in this order."""
+FORMATS = [1, 1, 1, 1, 2, 2, 2, 2, 3]
+"""What storage.json says at each of them."""
+STEP_OF_2 = 4
+"""Where the upgrade from 2 to 3 begins in `POINTS`."""
 
 
-def open_dying_at(path, point, flush):
-    """Open a storage in another process, which kills itself at one of the `POINTS`, its log on the disk or not."""
+def open_dying_at(path, point, flush, start=0):
+    """Open a storage in another process, which kills itself at one of the `POINTS`, its log on the disk or not.
+
+    Those before `start` are not met.
+    """
     script = f"""
 import os, signal, sys
 sys.path[:0] = {sys.path!r}
 from berkeleydb_storage import BerkeleyDBStorage, directory, engine, opening, upgrade
 
-points, left = {POINTS!r}, list({POINTS[: point + 1]!r})
+points, left = {POINTS!r}, list({POINTS[start : point + 1]!r})
 
 def watch(owner, name, environment):
     method, label = getattr(owner, name), f"{{getattr(owner, '__name__', 'Environment')}}.{{name}}"
@@ -406,15 +477,27 @@ BerkeleyDBStorage({str(path)!r}).close()
 
 @pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("point", range(len(POINTS)))
-def test_killed_at_any_point_from_1_to_2(first, point, flush):
+def test_killed_at_any_point_from_1_to_3(first, point, flush):
     assert open_dying_at(first, point, flush) == -signal.SIGKILL
-    assert formats(first) == (2 if POINTS[point] == "Engine.__init__" else 1)
-    with quiet(first, read_only=True) as storage:
+    assert_goes_on(first, point)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("point", range(STEP_OF_2, len(POINTS)))
+def test_killed_at_any_point_from_2_to_3(second, point, flush):
+    assert open_dying_at(second, point, flush, start=STEP_OF_2) == -signal.SIGKILL
+    assert_goes_on(second, point)
+
+
+def assert_goes_on(path, point):
+    assert formats(path) == FORMATS[point]
+    with quiet(path, read_only=True) as storage:
         assert storage.check().faults == []
         assert storage.get_size() == 6
-    with quiet(first) as storage:
+    with quiet(path) as storage:
         assert storage.statistics().recovered
-        assert formats_of(storage) == (2, 2)
+        assert formats_of(storage) == (3, 3)
+        assert meta(storage, META_IDENTITY) == storage._engine.identity
         assert stored(storage) == {0: [1, 2], 1: [], 2: [], 3: [4], 4: [3], 5: []}
         assert_books(storage)
         assert storage.check().faults == []
