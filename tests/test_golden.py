@@ -47,6 +47,16 @@ ARCHIVES = {
     "format-2-btree-not-closed.tar.gz": "20c997182be317f8c17271c2f1815dfe440392c360a498799cb37f751fbc5df7",
     "format-2-btree.tar.gz": "812e2e53cca0b83b53eb8a4a76d3c8506e3912e2d0f45b491e3e3570bde7d58a",
     "format-2-hash.tar.gz": "10f76219cda5aff95133f0175eae20e14e769e259c797ab829ffb8fda2361ebe",
+    "format-3-btree-deleting.tar.gz": "dae6e75d6bff8ba497b9e6fa1caaf2b39c7573c6e4c98442b1642e960d60304f",
+    "format-3-btree-not-closed.tar.gz": "fa206f2971f7be3b2b54b68122feff1fcede48aaca9d9b6a13ea00322408c941",
+    "format-3-btree.tar.gz": "774311dff21d071385c6b7a45625dea1dc9d39824aeee1b66cc9ba0226e42205",
+    "format-3-hash.tar.gz": "49cb14b92b1633cbd4ef074a6b0bcf6d84575901ac69ad9006bb13fc4f4efe14",
+}
+IDENTITIES = {
+    "format-3-btree-deleting.tar.gz": "73ecbf44f8cbc580b45b75a9ee44d837",
+    "format-3-btree-not-closed.tar.gz": "9bc4899a77829c389a041bfc64485749",
+    "format-3-btree.tar.gz": "baeb6e45047cb025341ead87ba870b28",
+    "format-3-hash.tar.gz": "dc5b5d0dfccd10aedb4243d7b58a53b5",
 }
 
 
@@ -73,6 +83,10 @@ class Expected(NamedTuple):
 
 FIRST = [0, None, 28, 8, 1, 2, 3, 1]
 SECOND = [0, None, 6, 1, 28, 8, 1, 2, 3, 1]
+THIRD = [*SECOND, 1, 1, None]
+DELETING = [121, 1, 8, 0, 50, 6, 1]
+MARKS = {b"the first mark..": 10, b"the second mark.": 12}
+"""Mark -> transaction that has it, from format 3 on."""
 CONTENTS = {
     "format-1": Expected(1, 47, 60, 37, 48, {0: 6, 2: 1, 20: 1}, {PENDING: 2}, FIRST),
     "format-2": Expected(2, 52, 66, 42, 54, {0: 6, 2: 2, 20: 1}, dict.fromkeys(STATES, 1), SECOND),
@@ -84,7 +98,20 @@ CONTENTS = {
         179,
         {0: 1, 2: 2, 15: 1},
         dict.fromkeys(STATES, 1),
-        [*SECOND, 121, 1, 8, 0, 50, 6, 1],
+        [*SECOND, *DELETING],
+        72,
+        50,
+    ),
+    "format-3": Expected(3, 52, 66, 42, 54, {0: 6, 2: 2, 20: 1}, dict.fromkeys(STATES, 1), THIRD),
+    "format-3-btree-deleting": Expected(
+        3,
+        119,
+        61,
+        43,
+        179,
+        {0: 1, 2: 2, 15: 1},
+        dict.fromkeys(STATES, 1),
+        [*THIRD, *DELETING],
         72,
         50,
     ),
@@ -175,6 +202,31 @@ def test_it_gets_the_current_format(path, expected):
         assert not storage.statistics().recovered
 
 
+def test_it_keeps_its_identity(path, request):
+    """Also where its owner was killed. An older format gets one, and keeps that."""
+    noted = IDENTITIES.get(request.node.callspec.params["path"])
+    with quiet(path, read_only=True) as storage:
+        found = storage._engine.identity.hex()
+        assert noted in (None, found)
+    with quiet(path) as storage:
+        identity = storage._engine.identity
+        assert (noted or identity.hex()) == identity.hex() == meta(storage, b"identity").hex()
+        assert noted or identity.hex() != found
+    with quiet(path, read_only=True) as storage:
+        assert storage._engine.identity == identity
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_fate_of_its_commits(path, expected, read_only):
+    marks = MARKS if expected.format > 2 else {}
+    with quiet(path, read_only=read_only) as storage:
+        assert {row.mark: tid for tid, row in journal(storage).items() if row.mark} == marks
+        for mark, tid in MARKS.items():
+            assert storage._engine.fate(mark, 0) == (True, marks.get(mark))
+            assert storage._engine.fate(mark, storage._engine.journal.tid) == (True, None)
+            assert not marks or storage._engine.fate(mark, tid - 1) == (True, tid)
+
+
 def test_the_commands_read_it_as_it_is(path, expected, capsys):
     before = contents(path)
     assert cli.main(["check", str(path), "--read-only"]) == 0
@@ -234,7 +286,7 @@ def test_a_pack_leaves_what_the_root_reaches(path, expected):
         assert_books(storage)
         assert storage.get_size() == len(list(storage.gen_oid_record(oid(0)))) == expected.living
         assert (queue(storage), states(storage), storage.statistics().doomed) == ([], {}, 0)
-        assert rows(storage, META).keys() - {b"searched"} == {b"format", b"next oid", b"packed"}
+        assert rows(storage, META).keys() - {b"searched"} == {b"format", b"next oid", b"packed", b"identity"}
         assert storage.check().faults == []
 
 

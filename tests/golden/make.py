@@ -24,7 +24,8 @@ from durus.persistent_list import PersistentList
 from durus.storage import MemoryStorage
 
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual
-from berkeleydb_storage.format import FORMAT_VERSION
+from berkeleydb_storage import format as layouts
+from berkeleydb_storage.format import FORMAT_VERSION, ROOT_OID, references
 
 HERE = Path(__file__).parent
 EVER = (1 << 63) - 1
@@ -73,7 +74,7 @@ def look(storage):
 def fill(storage):
     """Store objects with 0, 1, 2 and many referrers, a large one, garbage, suspects, and a history of all that.
 
-    The archives of format 1 are without what `settle` stores.
+    The archives of format 1 are without what `settle` stores, those of formats 1 and 2 without what `mark` does.
     """
     storage.migrate(source().gen_oid_record())
     settle(storage)
@@ -104,6 +105,18 @@ def fill(storage):
     connection.commit()
     del root["parent"]
     connection.commit()
+    mark(storage)
+
+
+def mark(storage):
+    """Store the root again, as it is, in three transactions: with a mark, without one, with one and not listed."""
+    record = storage.load(ROOT_OID)
+    pending = {ROOT_OID: (record, references(ROOT_OID, record))}
+    storage._engine.commit(pending, len(record), mark=b"the first mark..")
+    storage._engine.commit(pending, len(record))
+    listed, layouts.MAX_LISTED = layouts.MAX_LISTED, 0
+    storage._engine.commit(pending, len(record), mark=b"the second mark.")
+    layouts.MAX_LISTED = listed
 
 
 def begin_deletion(path):
@@ -174,6 +187,8 @@ def main():
         with tempfile.TemporaryDirectory() as path:
             subprocess.run([sys.executable, __file__, path, type, end], check=end != "kill")
             archive(Path(path), target)
+            with BerkeleyDBStorage(path) as storage:
+                print(f'    "{target.name}": "{storage._engine.identity.hex()}",')
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         print(f'    "{target.name}": "{digest}",  # {target.stat().st_size} bytes')
 
