@@ -20,6 +20,7 @@ import hmac
 import os
 import secrets
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -107,6 +108,8 @@ class _Contents:
 
     users: Mapping[str, User] = field(repr=False)
     secret: bytes | None = field(repr=False)
+    costs: list[tuple[int, int, int]]
+    """The different n, r and p, in order."""
 
 
 def _parse_all(lines: list[str], path: Path) -> _Contents:
@@ -125,7 +128,8 @@ def _parse_all(lines: list[str], path: Path) -> _Contents:
         if user.name in users:
             raise PasswordFileError(f"{path}, line {number}: the user comes twice")
         users[user.name] = user
-    return _Contents(users, secret)
+    costs = {(user.parameters.n, user.parameters.r, user.parameters.p) for user in users.values()}
+    return _Contents(users, secret, sorted(costs) or [(N, R, P)])
 
 
 def _read(path: Path) -> tuple[list[str], os.stat_result]:
@@ -197,10 +201,9 @@ class Users:
         """Return a user without rights for a name that does not exist, the same one each time; nobody has his keys."""
         contents = self._contents
         secret = contents.secret or self._random
-        raw = name.encode("utf-8", "surrogatepass")
+        raw = unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
         salt, stored, server, choice = (hmac.digest(secret, bytes([use]) + raw, "sha256") for use in range(4))
-        known = sorted({(user.parameters.n, user.parameters.r, user.parameters.p) for user in contents.users.values()})
-        n, r, p = known[int.from_bytes(choice, "big") % len(known)] if known else (N, R, P)
+        n, r, p = contents.costs[int.from_bytes(choice, "big") % len(contents.costs)]
         return User(name, Rights(0), Parameters(n, r, p, salt[:SALT_SIZE]), Keys(stored, server))
 
     def __iter__(self) -> Iterator[User]:

@@ -11,6 +11,7 @@ import logging
 import os
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -136,6 +137,8 @@ class ServerCertificates:
         self._lock = threading.Lock()
         self._current = self._read()
         """Guarded by `_lock` for writing: a reader sees the one before or the one after."""
+        self._reloaded = 0
+        """When, in seconds since 1970; 0: never. Guarded by `_lock` for writing."""
         self._context = self._read()
         self._context.sni_callback = self._switch
 
@@ -152,10 +155,19 @@ class ServerCertificates:
         """
         with self._lock:
             self._current = self._read()
+            self._reloaded = int(time.time())
 
-    def _switch(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        """Give a handshake that begins what was read last; called for each, whether it names the server or not."""
+    def _switch(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
+        """Give a handshake that begins what was read last; called for each, whether it names the server or not.
+
+        A session of TLS 1.2 that is older than that is not resumed: its client certificate would not be looked at
+        again. After the alert a client begins without a session.
+        """
         connection.context = self._current
+        session = connection.session if self._client_ca is not None and connection.session_reused else None
+        if session is not None and session.time <= self._reloaded:
+            return int(ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE)
+        return None
 
     def _read(self) -> ssl.SSLContext:
         context = self._server_context()
