@@ -53,6 +53,20 @@ class Session(Storage):
         self._invalid = BitMap64()  # guarded by the engine's mutex
         engine.listen(self)
 
+    @property
+    def engine(self) -> Engine:
+        """What it works on; for the modules of this package."""
+        return self._engine
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the table of objects has an order (btree)."""
+        return self._ordered
+
+    def committed(self, records: int) -> None:
+        """Do what is to be done after a commit of so many records that was made through the engine itself."""
+        self._committed(records)
+
     def invalidate(self, oids: Iterable[bytes]) -> None:
         """Note objects that another session or the collector changed. Called by the engine, under its mutex."""
         self._invalid.update(map(unpack_uint64, oids))

@@ -1,0 +1,103 @@
+"""What was changed since when, for all clients of a server at once.
+
+Its methods are called by the thread that holds the engine's mutex.
+
+Invariants:
+
+1. Every transaction since the server began is in `_entries` or, if it is one of the older ones, in the bitmap `_old`.
+2. `_latest` has, for each object in `_entries`, the newest entry that names it.
+3. A client's own commits are not news to it: it is their author. It can only have stored an object that others had not
+   changed since it was told, so that nothing of theirs hides behind an entry of its own.
+
+For each client there is but a number, the newest transaction that it was told of: a commit costs the same with one
+client and with a thousand. Who falls far behind is told of everything that is in the bitmap, more than is necessary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from pyroaring import BitMap64
+
+from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.format import pack_oids, unpack_oids, unpack_uint64
+
+KEPT = 200_000
+"""Objects named by the entries that are kept one by one: about 40 MB."""
+
+
+class Entry:
+    """What one transaction stored or deleted."""
+
+    __slots__ = ("author", "oids", "tid")
+
+    def __init__(self, tid: int, oids: list[bytes], author: object) -> None:
+        self.tid = tid
+        self.oids = oids
+        self.author = author
+
+
+class History:
+    """A listener of the engine that remembers."""
+
+    def __init__(self, engine: Engine, kept: int = KEPT) -> None:
+        """Begin, with the newest transaction."""
+        self._engine = engine
+        self._kept = kept
+        self._entries: deque[Entry] = deque()
+        self._named = 0
+        self._latest: dict[bytes, Entry] = {}
+        self._old = BitMap64()
+        self.old_until = 0
+        self.author: object = None
+        """Whose commit is being applied; None: not that of a client."""
+        self.latest = self._latest.get
+        """Return the newest entry that names an object; None where there is none."""
+        engine.listen(self)
+        with engine.lock:
+            self.began = engine.journal.tid
+
+    def invalidate(self, oids: Iterable[bytes]) -> None:
+        """Note what a transaction changed."""
+        changed = list(oids)
+        if not changed:
+            return
+        entry = Entry(self._engine.journal.tid, changed, self.author)
+        self._entries.append(entry)
+        self._named += len(changed)
+        self._latest.update(dict.fromkeys(changed, entry))
+        while self._named > self._kept and len(self._entries) > 1:
+            self._forget(self._entries.popleft())
+
+    def _forget(self, entry: Entry) -> None:
+        self._named -= len(entry.oids)
+        self._old.update(unpack_oids(entry.oids))
+        self.old_until = entry.tid
+        for oid in entry.oids:
+            if self._latest[oid] is entry:
+                del self._latest[oid]
+
+    def trim(self, told: int) -> None:
+        """Drop what all clients were told, who have all been told of the transaction `told`."""
+        if self._old and told >= self.old_until:
+            self._old = BitMap64()
+
+    def is_news(self, oid: bytes, told: int, client: object) -> bool:
+        """Tell whether an object was changed since `client` was told."""
+        entry = self._latest.get(oid)
+        if entry is not None and entry.tid > told and entry.author is not client:
+            return True
+        return told < self.old_until and unpack_uint64(oid) in self._old
+
+    def since(self, told: int, client: object) -> list[bytes]:
+        """Return what was changed since `client` was told; each object once."""
+        news: dict[bytes, None] = {}
+        for entry in reversed(self._entries):
+            if entry.tid <= told:
+                break
+            if entry.author is not client:
+                news.update(dict.fromkeys(entry.oids))
+        if told < self.old_until:
+            news.update(dict.fromkeys(pack_oids(self._old)))
+        return list(news)

@@ -1,0 +1,67 @@
+"""Which objects a client may have in its cache, as far as a server can tell: those that it was sent or has stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyroaring import BitMap64
+
+from berkeleydb_storage.format import unpack_oids, unpack_uint64
+
+FOLDED = 4096
+"""Loads after which what was loaded is folded into the bitmap: a list is faster to append to."""
+
+
+class Interest:
+    """The objects that one client may have. Used by the server's thread alone."""
+
+    __slots__ = ("_anything", "_has", "_lacks", "_loaded", "add")
+
+    def __init__(self, *, anything: bool = False) -> None:
+        """Begin with nothing, or, for a client that comes back with a cache, with anything."""
+        self._anything = anything
+        self._has = BitMap64()
+        self._lacks = BitMap64()  # with `_anything`: what it does not have
+        self._loaded: list[bytes] = []
+        self.add = self._loaded.append
+        """Note an object that the client is sent."""
+
+    def _fold(self) -> None:
+        if self._loaded:
+            numbers = BitMap64(unpack_oids(self._loaded))
+            self._loaded.clear()
+            self._lacks -= numbers
+            if not self._anything:
+                self._has |= numbers
+
+    def tidy(self) -> None:
+        """Keep the list short. To be called now and then."""
+        if len(self._loaded) > FOLDED:
+            self._fold()
+
+    def update(self, oids: Iterable[bytes]) -> None:
+        """Note objects that the client has stored."""
+        self._loaded.extend(oids)
+        self.tidy()
+
+    def drop(self, oids: list[bytes]) -> None:
+        """Note that the client was told to drop these."""
+        if oids:
+            self._fold()
+            numbers = BitMap64(unpack_oids(oids))
+            if self._anything:
+                self._lacks |= numbers
+            else:
+                self._has -= numbers
+
+    def has(self, oid: bytes) -> bool:
+        """Tell whether the client may have an object."""
+        self._fold()
+        number = unpack_uint64(oid)
+        return number not in self._lacks if self._anything else number in self._has
+
+    def meets(self, oids: list[bytes]) -> bool:
+        """Tell whether the client may have one of these objects."""
+        self._fold()
+        numbers = BitMap64(unpack_oids(oids))
+        return bool(numbers - self._lacks) if self._anything else not self._has.isdisjoint(numbers)

@@ -1,0 +1,366 @@
+"""What the connections of a server share: the storage, the desk, the limits, the users, and who is there.
+
+Used by the server's thread alone, but for what says otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from time import monotonic, perf_counter
+from typing import Any
+
+from berkeleydb_storage.auth.handshake import ServerHandshake
+from berkeleydb_storage.auth.networks import Networks
+from berkeleydb_storage.auth.rights import Rights
+from berkeleydb_storage.auth.throttle import Throttle
+from berkeleydb_storage.auth.users import Users
+from berkeleydb_storage.errors import AccessDenied, AuthenticationError, BerkeleyDBStorageError, StorageClosed
+from berkeleydb_storage.format import ROOT_OID, pack_uint64, unpack_uint64
+from berkeleydb_storage.protocol import (
+    COMMITTED,
+    EXTENDED,
+    EXTENDED_VERSION,
+    FORGOTTEN,
+    HELLO,
+    NOT_COMMITTED,
+    OK,
+    frame,
+    pack_json,
+)
+from berkeleydb_storage.server.connection import ADMIN, READ, WRITE, Connection
+from berkeleydb_storage.server.desk import RETRY, Desk
+from berkeleydb_storage.server.durus import Durus
+from berkeleydb_storage.server.extended import Extended
+from berkeleydb_storage.server.limits import Limits
+from berkeleydb_storage.server.metrics import Metrics
+from berkeleydb_storage.server.oids import Oids
+from berkeleydb_storage.storage import BerkeleyDBStorage
+from berkeleydb_storage.transport.unix import peer_uid
+from berkeleydb_storage.version import __version__
+
+logger = logging.getLogger("berkeleydb_storage.server")
+
+ROOT_PATIENCE = 2.0
+"""Seconds that a client may take to make the root object, while others that ask for it wait."""
+
+ROOT_PAUSE = 0.02
+"""Seconds between two looks whether it is there."""
+
+
+class Service:
+    """The middle of a server."""
+
+    def __init__(
+        self,
+        storage: BerkeleyDBStorage,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        limits: Limits,
+        users: Users | None,
+        networks: Networks,
+        rights: Rights,
+        stop: Callable[[str], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            storage: what is served.
+            loop: the event loop.
+            limits: what clients may take up.
+            users: who may come in; None: whoever connects.
+            networks: from where.
+            rights: of clients where there are no users.
+            stop: called when the server is to end, with the reason.
+        """
+        self.storage = storage
+        self.engine = storage.engine
+        self.loop = loop
+        self.limits = limits
+        self.users = users
+        self.metrics = Metrics()
+        self.oids = Oids()
+        self.held = 0
+        self.connections: set[Connection] = set()
+        self.began = monotonic()
+        self._networks = networks
+        self._rights = rights
+        self._stop = stop
+        self._throttle = Throttle()
+        self._handshakes: dict[Connection, ServerHandshake] = {}
+        self._hosts: Counter[str] = Counter()
+        self._creator: tuple[object, float] | None = None
+        self._threads = ThreadPoolExecutor(2, "berkeleydb_storage server")
+        self._packing: threading.Thread | None = None
+        self.desk = Desk(
+            self.engine,
+            loop,
+            self.metrics,
+            committed=storage.committed,
+            alone=lambda: len(self.connections) == 1,
+            failed=self._failed,
+        )
+
+    # --- who is there
+
+    def greet(self, connection: Connection) -> Durus:
+        """Return what a new connection speaks, until it says otherwise."""
+        return Durus(connection)
+
+    def arrived(self, connection: Connection, transport: asyncio.Transport) -> None:
+        """Let a client in, or not."""
+        self.metrics.accepted += 1
+        address = transport.get_extra_info("peername")
+        uid = None
+        if isinstance(address, tuple):
+            connection.host, connection.peer = address[0], f"{address[0]}:{address[1]}"
+        else:
+            uid = peer_uid(transport.get_extra_info("socket"))
+            connection.host, connection.peer = "", f"unix:uid={uid}"
+        self.connections.add(connection)
+        self._hosts[connection.host] += 1
+        reason = self._unwelcome(connection)
+        if reason:
+            self.metrics.turned_away += 1
+            connection.end(reason, abort=True)
+            return
+        connection.granted = self._rights.value if self.users is None else 0
+        if self.users is None and uid is not None and uid in (0, os.geteuid()):
+            connection.granted = READ | WRITE | ADMIN
+        logger.debug("connected peer=%s", connection.peer)
+
+    def _unwelcome(self, connection: Connection) -> str:
+        if connection.host and not self._networks.admits(connection.host):
+            return "its address is not admitted"
+        if len(self.connections) > self.limits.connections:
+            return f"there are {self.limits.connections} connections"
+        if self._hosts[connection.host] > self.limits.connections_per_address:
+            return f"there are {self.limits.connections_per_address} connections from its address"
+        return ""
+
+    def left(self, connection: Connection, reason: str) -> None:
+        """Forget a client."""
+        self.connections.discard(connection)
+        self._handshakes.pop(connection, None)
+        self._hosts[connection.host] -= 1
+        if not self._hosts[connection.host]:
+            del self._hosts[connection.host]
+        self.oids.left(connection)
+        self.desk.forget(connection)
+        if self._creator is not None and self._creator[0] is connection:
+            self._creator = None
+        level = logging.DEBUG if reason == "hung up" else logging.INFO
+        logger.log(level, "disconnected peer=%s user=%s reason=%s", connection.peer, connection.user, reason)
+
+    def welcome(self, connection: Connection) -> None:
+        """Begin to serve a client that may come in."""
+        connection.welcome = True
+        connection.rights = connection.granted
+        connection.told = self.engine.journal.tid
+
+    def speak_extended(self, connection: Connection, wanted: int) -> None:
+        """Go over to the extended protocol."""
+        connection.can_be_asked = True
+        connection.speak(Extended(connection))
+        hello = {
+            "software": "durus-berkeleydbstorage",
+            "version": __version__,
+            "password": self.users is not None,
+            "frame": self.limits.frame,
+        }
+        version = bytes([max(1, min(wanted, EXTENDED_VERSION))])
+        connection.write(EXTENDED + version + frame(HELLO, pack_json(hello)))
+
+    def authenticate(self, connection: Connection, message: bytes) -> None:
+        """Take the next message of a client's proof who it is."""
+        if self.users is None or connection.user:
+            raise AccessDenied("no password is asked for")
+        handshake = self._handshakes.get(connection)
+        first = handshake is None
+        if handshake is None:
+            handshake = self._handshakes[connection] = ServerHandshake(self.users)
+        host = connection.host or connection.peer
+        try:
+            reply = handshake.receive(message)
+        except AuthenticationError as error:
+            self._refuse(connection, handshake, host, error)
+            return
+        if handshake.done:
+            connection.user = handshake.user or ""
+            connection.granted = handshake.rights.value
+            self._throttle.succeeded(host, handshake.claimed, self.loop.time())
+            logger.info("logged in peer=%s user=%s", connection.peer, connection.user)
+        delay = self._throttle.delay(host, handshake.claimed, self.loop.time()) if first else 0.0
+        answer = frame(OK, reply)
+        if delay:
+            connection.busy = True
+            self.loop.call_later(delay, connection.answer, answer)
+        else:
+            connection.write(answer)
+
+    def _refuse(
+        self, connection: Connection, handshake: ServerHandshake, host: str, error: AuthenticationError
+    ) -> None:
+        self.metrics.failed_passwords += 1
+        self._throttle.failed(host, handshake.claimed, self.loop.time())
+        logger.warning("password refused peer=%s reason=%s", connection.peer, error.reason)
+        connection.reject(error)
+
+    def lacks(self, right: str) -> AccessDenied:
+        """Return the error of a client that has not got a right."""
+        return AccessDenied(f"the right to {right} is missing: a user of the server must have it")
+
+    # --- objects
+
+    def read(self, connection: Connection, oid: bytes) -> bytes | int | None:
+        """Read an object for a client, as `Desk.read` does."""
+        found = self.desk.read(connection, oid)
+        if found is None and oid == ROOT_OID and not self.may_create(connection):
+            return RETRY
+        return found
+
+    def wait(self, connection: Connection, why: object) -> None:
+        """Have a connection proceed when what `read` returned in place of an object may have changed."""
+        connection.busy = True
+        if why == RETRY:
+            self.loop.call_later(ROOT_PAUSE, connection.proceed)
+        else:
+            self.desk.when_durable(connection)
+
+    def may_create(self, who: object) -> bool:
+        """Tell whether a client that finds no root object is the one to make it, and not to wait for another one's."""
+        now = monotonic()
+        if self._creator is None or self._creator[0] is who or now > self._creator[1]:
+            self._creator = who, now + ROOT_PATIENCE
+            return True
+        return False
+
+    def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return some objects from an oid on, in the order of the oids; none: that was all. Not while `holding`."""
+        engine = self.engine
+        if self.storage.ordered:
+            while rows := engine.rows(start, limit):
+                if living := engine.living(rows):
+                    return living
+                start = rows[-1][0] + b"\0"
+            return []
+        found: list[tuple[bytes, bytes]] = []
+        for number in range(unpack_uint64(start[:8]) + (len(start) > 8), engine.next_oid):
+            record = engine.get(oid := pack_uint64(number))
+            if record is not None:
+                found.append((oid, record))
+                if len(found) == limit:
+                    break
+        return engine.living(found)
+
+    def new_oids(self, connection: Connection, count: int) -> list[bytes] | None:
+        """Hand out oids; None: not now, the connection proceeds later."""
+        if not connection.rights & WRITE:
+            raise self.lacks("write")
+        if self.desk.holding:
+            connection.busy = True
+            self.desk.when_free(connection)
+            return None
+        oids = [self.engine.new_oid() for _ in range(count)]
+        self.oids.handed_out(connection, oids)
+        return oids
+
+    # --- those that come back
+
+    def changed_since(self, identity: bytes, tid: int) -> list[bytes] | None:
+        """Return what was changed since a client was there; None: anything may have been. Not while `holding`."""
+        engine = self.engine
+        if identity != engine.identity:
+            return None
+        with engine.lock:
+            rows = engine.journal.since(tid)
+        if rows is None or any(row.oids is None for row in rows):
+            return None
+        return list(dict.fromkeys(oid for row in rows for oid in row.oids or ()))
+
+    def fate(self, mark: bytes, since: int) -> tuple[int, int]:
+        """Tell what became of a commit: the state, and its transaction if it was stored. Not while `holding`."""
+        fate = self.engine.fate(mark, since)
+        if fate.tid is not None:
+            return COMMITTED, fate.tid
+        return (NOT_COMMITTED if fate.known else FORGOTTEN), 0
+
+    # --- the storage as a whole
+
+    def in_thread(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do something long in another thread; `done` gets what it returns or raises, in this one."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                result = error
+            self.loop.call_soon_threadsafe(done, result)
+
+        self._threads.submit(run)
+
+    def information(self) -> dict[str, Any]:
+        """Return what `INFORMATION` tells. Any thread."""
+        return {
+            "version": __version__,
+            "seconds": monotonic() - self.began,
+            "connections": len(self.connections),
+            "server": self.metrics.values(),
+            "storage": asdict(self.storage.statistics()),
+        }
+
+    def pack(self) -> None:
+        """Begin a full pack, if there is none under way."""
+        if self._packing is None or not self._packing.is_alive():
+            self._packing = threading.Thread(target=self._pack, name="berkeleydb_storage pack", daemon=True)
+            self._packing.start()
+
+    def _pack(self) -> None:
+        try:
+            self.storage.pack()
+        except StorageClosed:
+            logger.info("the pack ends with the server")
+        except BerkeleyDBStorageError as error:
+            logger.error("packing stopped: %s", error)
+
+    def backup(self, progress: Callable[[Any], None], done: Callable[[Any], None]) -> None:
+        """Make a backup now."""
+        raise AccessDenied("this server was not told where to put backups")
+
+    def shut_down(self, connection: Connection) -> None:
+        """End the server, if the client has the right to that."""
+        if not connection.rights & ADMIN:
+            error = self.lacks("shut the server down")
+            connection.reject(error)
+        else:
+            self._stop(f"asked by {connection.peer} {connection.user}".rstrip())
+
+    def _failed(self, error: Exception) -> None:
+        """End the server if the storage has stopped."""
+        try:
+            self.engine.require_open()
+        except BerkeleyDBStorageError as reason:
+            self._stop(f"the storage has stopped: {reason}")
+
+    # --- time
+
+    def tick(self) -> None:
+        """Look after the connections. Called about once a second."""
+        now = perf_counter()
+        for connection in list(self.connections):
+            connection.check_time(now)
+        if not self.desk.holding:
+            with self.engine.lock:
+                told = min((each.told for each in self.connections if each.welcome), default=self.engine.journal.tid)
+                self.desk.history.trim(told)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.desk.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)

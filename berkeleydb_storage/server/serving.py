@@ -1,0 +1,346 @@
+"""`Server`: sockets, the event loop, and the order in which everything begins and ends.
+
+`start`, `run` and `close` may be called from any thread; all else happens in the thread of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from berkeleydb_storage.auth.networks import Networks
+from berkeleydb_storage.auth.rights import Rights
+from berkeleydb_storage.auth.users import Users
+from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError
+from berkeleydb_storage.server.connection import Connection
+from berkeleydb_storage.server.limits import Limits
+from berkeleydb_storage.server.service import Service
+from berkeleydb_storage.storage import BerkeleyDBStorage
+from berkeleydb_storage.transport import systemd, unix
+from berkeleydb_storage.transport.addresses import Address, bound_address, is_loopback, listen, parse_address
+from berkeleydb_storage.transport.tls import ServerCertificates
+
+logger = logging.getLogger("berkeleydb_storage.server")
+
+TICK = 1.0
+"""Seconds between two looks at time-outs."""
+GRACE = 10.0
+"""Seconds that requests under way have at the end."""
+PAUSE = 0.005
+"""Seconds between two looks whether they are done."""
+
+Addresses = str | tuple[str, int] | Address
+
+
+class Server:
+    """Serves an open storage to clients: those of this package, and plain Durus clients."""
+
+    def __init__(
+        self,
+        storage: BerkeleyDBStorage,
+        address: Addresses | Sequence[Addresses] = "127.0.0.1:2972",
+        *,
+        certificates: ServerCertificates | None = None,
+        users: Users | str | os.PathLike[str] | None = None,
+        allow: Iterable[str] = (),
+        rights: str = "write",
+        limits: Limits | None = None,
+        insecure: bool = False,
+        sockets: Sequence[socket.socket] = (),
+        owner: str | int | None = None,
+        group: str | int | None = None,
+        umask: int | None = None,
+    ) -> None:
+        """Prepare a server.
+
+        Args:
+            storage: open; it stays open when the server has ended.
+            address: where to listen, such as "0.0.0.0:2972" or "unix:/run/app.sock"; or several. Default: loopback.
+            certificates: with these, whatever comes over TCP is TLS. Cost: see docs/OPERATIONS.md.
+            users: who may come in: the file that ``durus-bdb passwd`` writes. Default None: whoever can connect.
+            allow: networks that clients may come from, such as "10.0.0.0/8". Default: all.
+            rights: "read" or "write": what clients may do where there are no `users`; whoever comes over a Unix
+                socket as the user that the server runs as may do everything.
+            limits: what clients may take up.
+            insecure: allow passwords without TLS on addresses that are not this machine's alone.
+            sockets: listening sockets, such as systemd hands over, in place of `address`.
+            owner: of the file of a Unix socket; None: the process's.
+            group: likewise.
+            umask: the permissions that it does not get; None: the process's.
+
+        Raises:
+            OptionError: the options contradict each other.
+            PasswordFileError: the users cannot be read.
+        """
+        self.storage = storage
+        self._certificates = certificates
+        self._users = users if users is None or isinstance(users, Users) else Users(users)
+        self._networks = Networks(allow)
+        self._rights = Rights.parse(rights)
+        if Rights.ADMIN in self._rights:
+            raise OptionError('rights are "read" or "write" here: to administer a server takes a user, or its socket')
+        self._limits = limits or Limits()
+        self._sockets = list(sockets)
+        one = isinstance(address, (str, Address)) or (
+            isinstance(address, tuple) and len(address) == 2 and isinstance(address[1], int)
+        )
+        wanted: Any = [address] if one else address
+        self._wanted = [] if sockets else [parse_address(each) for each in wanted]
+        if any(each.tls for each in self._wanted) and certificates is None:
+            raise OptionError("tls:// takes a certificate and its key")
+        if self._users is not None and certificates is None and not insecure:
+            self._require_privacy()
+        self._file: dict[str, Any] = {"owner": owner, "group": group, "umask": umask}
+        self._addresses: list[Address] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._service: Service | None = None
+        self._stopping: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def _require_privacy(self) -> None:
+        open_ones = [str(each) for each in self._wanted if not is_loopback(each)]
+        open_ones += [str(each.getsockname()) for each in self._sockets if each.family != socket.AF_UNIX]
+        if open_ones:
+            raise OptionError(
+                f"passwords are asked for at {', '.join(open_ones)} without TLS: give a certificate, listen on "
+                "loopback or a Unix socket, or say that it is meant (insecure)"
+            )
+
+    @property
+    def address(self) -> str:
+        """Where it listens, the first one if there are several; with the port that port 0 became."""
+        return str(self._addresses[0])
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens."""
+        return [str(each) for each in self._addresses]
+
+    @property
+    def service(self) -> Service:
+        """What its connections share; for the modules of this package."""
+        if self._service is None:
+            raise BerkeleyDBStorageError("the server was not started")
+        return self._service
+
+    def start(self) -> None:
+        """Serve in a thread of its own; returns when it listens.
+
+        Raises:
+            ListenError: it cannot.
+        """
+        self._begin()
+        self._thread = threading.Thread(target=self._run, name="berkeleydb_storage server", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            error, self._error = self._error, None
+            raise error
+
+    def run(self) -> None:
+        """Serve in this thread until `close`, or a client or a signal, ends it.
+
+        In the main thread SIGTERM and SIGINT end it, and SIGHUP has it read certificates and users again.
+
+        Raises:
+            ListenError: it cannot listen.
+        """
+        self._begin()
+        self._run()
+        if self._error is not None:
+            raise self._error
+
+    def _begin(self) -> None:
+        if self._loop is not None:
+            raise BerkeleyDBStorageError("a server is started once: make a new one")
+        self._loop = _new_loop()
+
+    def close(self) -> None:
+        """End it: accept no more, finish what is under way, hang up. Does nothing when it has ended."""
+        loop = self._loop
+        if loop is None:
+            return
+        if not self._ended.is_set():
+            with suppress(RuntimeError):  # it is closed already
+                loop.call_soon_threadsafe(self._stop, "closed")
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def reload(self) -> None:
+        """Read certificates and users again, for the connections to come; what cannot be used is logged."""
+        for each in (self._certificates, self._users):
+            if each is not None:
+                try:
+                    each.reload()
+                except BerkeleyDBStorageError as error:
+                    logger.error("not reloaded, what was read before stays in use: %s", error)
+                else:
+                    logger.info("reloaded %s", type(each).__name__)
+
+    def information(self) -> dict[str, Any]:
+        """Return statistics of the server and of the storage, as values for JSON."""
+        return self.service.information()
+
+    def __enter__(self) -> Server:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    # --- in the thread of the event loop
+
+    def _run(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._serve(loop))
+        except BaseException as error:
+            self._error = error
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+            self._ended.set()
+            self._ready.set()
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._stopping = asyncio.Event()
+        sockets = self._listen()
+        listeners: list[asyncio.Server] = []
+        service: Service | None = None
+        try:
+            service = self._service = Service(
+                self.storage,
+                loop,
+                limits=self._limits,
+                users=self._users,
+                networks=self._networks,
+                rights=self._rights,
+                stop=self._stop,
+            )
+            for sock in sockets:
+                listeners.append(await self._accept(loop, sock, service))
+            self._watch_signals(loop)
+            ticking = loop.create_task(self._tick(service))
+            self._ready.set()
+            logger.info("listening addresses=%s", ",".join(self.addresses))
+            systemd.notify("READY=1")
+            await self._stopping.wait()
+            ticking.cancel()
+        finally:
+            for listener in listeners:
+                listener.close()
+            for sock in sockets:
+                unix.unlink(sock)
+                sock.close()
+            if service is not None:
+                await self._finish(service)
+
+    def _listen(self) -> list[socket.socket]:
+        sockets = list(self._sockets)
+        try:
+            for address in self._wanted:
+                sockets.append(listen(address, **self._file))
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        if self._sockets:
+            self._addresses = [_address_of(sock, self._certificates is not None) for sock in sockets]
+        else:
+            self._addresses = [bound_address(*pair) for pair in zip(self._wanted, sockets, strict=True)]
+        return sockets
+
+    async def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, service: Service) -> asyncio.Server:
+        secure = self._certificates is not None and sock.family != socket.AF_UNIX
+        options: dict[str, Any] = {"backlog": 1024}
+        if secure and self._certificates is not None:
+            options["ssl"] = self._certificates.context
+            options["ssl_handshake_timeout"] = self._limits.handshake
+        make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        return await make(lambda: Connection(service), sock=sock, **options)
+
+    def _watch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._thread is None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop, f"signal {signal.Signals(number).name}")
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        systemd.notify("RELOADING=1")
+        self.reload()
+        systemd.notify("READY=1")
+
+    async def _tick(self, service: Service) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                service.tick()
+            except Exception:
+                logger.exception("looking after the connections")
+
+    def _stop(self, reason: str) -> None:
+        if self._stopping is not None and not self._stopping.is_set():
+            logger.info("ending reason=%s", reason)
+            systemd.notify("STOPPING=1")
+            self._stopping.set()
+
+    async def _finish(self, service: Service) -> None:
+        """Hang up on those who wait for nothing, let the others have their answers, and hang up on them, too."""
+        until = asyncio.get_running_loop().time() + GRACE
+        while asyncio.get_running_loop().time() < until:
+            for connection in list(service.connections):
+                if not connection.busy:
+                    connection.end("the server ends")
+            if not service.connections and service.desk.idle:
+                break
+            await asyncio.sleep(PAUSE)
+        for connection in list(service.connections):
+            connection.end("the server ends, and it was still busy", abort=True)
+        while not service.desk.idle:
+            await asyncio.sleep(PAUSE)
+        service.close()
+        await asyncio.sleep(0)
+
+
+def _address_of(sock: socket.socket, tls: bool) -> Address:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return parse_address(f"unix:{name}")
+    return parse_address((name[0], name[1])) if not tls else parse_address(f"tls://{name[0]}:{name[1]}")
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return a loop of uvloop where that is installed, and else one of asyncio.
+
+    Where gevent has replaced the sockets and threads of the process, only that of asyncio can share its one thread.
+    """
+    if "gevent" in socket.socket.__module__ or sys.platform == "win32":
+        return asyncio.SelectorEventLoop()
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.SelectorEventLoop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+__all__ = ["Server"]
