@@ -332,7 +332,7 @@ class Desk:
             return
         self.holding = True
         self._applying = commit.records
-        self._continue(commit, news, job)
+        self._loop.call_soon(self._continue, commit, news, job)
 
     def _continue(self, commit: Commit, news: list[bytes], job: Iterator[None]) -> None:
         """Apply some more of a large commit, with the mutex held since `_apply`."""

@@ -321,6 +321,11 @@ class Service:
             self._packing = threading.Thread(target=self._pack, name="berkeleydb_storage pack", daemon=True)
             self._packing.start()
 
+    def finish_packing(self) -> None:
+        """Wait until the pack under way is done, if there is one. Any thread but that of the server."""
+        if self._packing is not None:
+            self._packing.join()
+
     def _pack(self) -> None:
         try:
             self.storage.pack()

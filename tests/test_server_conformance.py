@@ -1,0 +1,64 @@
+"""The conformance suite through the server, with a plain Durus client."""
+
+import pytest
+from types import MappingProxyType
+
+from conftest import check_directory
+from durus.client_storage import ClientStorage
+from durus.error import ProtocolError
+
+from test_conformance import EXPECTED
+
+from berkeleydb_storage import BerkeleyDBStorage, GarbageManual
+from berkeleydb_storage.server import Server
+from berkeleydb_storage.testing import StorageConformance
+from berkeleydb_storage.transport.addresses import parse_address
+
+CLOSED = (OSError, ValueError, ProtocolError)
+
+
+class Behind(StorageConformance):
+    """A client of a server on a storage, both in this process."""
+
+    refuses_dangling = True
+    several_clients = True
+    closed_errors = CLOSED
+    packs = True
+    options = {}
+
+    def serve(self, directory):
+        raise NotImplementedError
+
+    def client(self, server):
+        raise NotImplementedError
+
+    def make_storage(self, directory):
+        self._inner = BerkeleyDBStorage(directory, garbage_collection=GarbageManual(), **self.options)
+        self._server = Server(self._inner, "127.0.0.1:0")
+        self._server.start()
+        return self.client(self._server)
+
+    def another(self, storage):
+        return self.client(self._server)
+
+    def pack(self, storage):
+        storage.pack()
+        self._server.service.finish_packing()
+
+    def close_storage(self, storage):
+        storage.close()
+        self._server.close()
+        self._inner.close()
+
+    def check_storage(self, directory):
+        check_directory(directory)
+
+
+class TestDurusClient(Behind):
+    """Durus' own client."""
+
+    expected_failures = MappingProxyType(EXPECTED["ClientStorage"])
+
+    def client(self, server):
+        address = parse_address(server.address)
+        return ClientStorage(address.host, address.port)
