@@ -320,7 +320,7 @@ class _Check:
             self._lost("meta", f"the table meta says format {version!r}")
         self._times(version != pack_uint64(1))
         if version == pack_uint64(FORMAT_VERSION) and not is_identity(identity := meta.get(META_IDENTITY)):
-            self._wrong("meta", f"the identity of the storage is {identity!r}", None)
+            self._wrong("meta", f"the identity of the storage is {identity!r:.80}", None)
         if not stored or (row is not None and len(row) == OID_LENGTH and unpack_uint64(row) > stored.max()):
             return
         following = pack_uint64(min(max(stored.max() + 1, self._engine.next_oid), (1 << 64) - 1))

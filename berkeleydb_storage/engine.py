@@ -257,15 +257,21 @@ class Engine:
             ReadOnlyError, DiskFullError, CommitRefused, DamagedError, StorageClosed: it cannot.
         """
         with self.lock:
-            with Change(self, 0) as change:
-                write_identity(self.environment.tables, change.transaction)
-            self.identity = read_identity(self.environment.tables)
-            self._flush_under_lock()
+            self._renew_identity()
 
-    def begins_anew(self) -> bool:
-        """Tell whether oids that an earlier opening handed out are handed out again: nothing was stored with them."""
+    def _renew_identity(self, next_oid: bytes | None = None) -> None:
+        with Change(self, 0) as change:
+            write_identity(self.environment.tables, change.transaction)
+            if next_oid is not None:
+                self._meta.put(META_NEXT_OID, next_oid, txn=change.transaction)
+        self.identity = read_identity(self.environment.tables)
+        self._flush_under_lock()
+
+    def begin_oids(self) -> None:
+        """Renew the identity if oids are handed out again: an earlier opening did that, and nothing was stored."""
         with self.lock:
-            return not self.size and self._meta.get(META_NEXT_OID) not in (None, pack_uint64(0))
+            if self.environment.writable and not self.size and self._meta.get(META_NEXT_OID) != pack_uint64(0):
+                self._renew_identity(pack_uint64(0))
 
     def commit(
         self,

@@ -161,8 +161,7 @@ class BerkeleyDBStorage(Session):
             self._running = running = _Running(opened, engine, checkpoint, garbage_collection)
             super().__init__(engine, ordered=opened.type == "btree", committed=running.committed)
             migration.undo_interrupted(engine)
-            if engine.environment.writable and engine.begins_anew():
-                engine.renew_identity()
+            engine.begin_oids()
             if options.repair:
                 check.repair_at_open(engine)
             if options.validate_garbage and (wrong := running.collector.validate()):

@@ -197,6 +197,10 @@ MENDABLE = {
         [(META, b"searched", b"today")],
         {("meta", None, 'the time "searched" in the table meta has 5 bytes')},
     ),
+    "malformed identity": lambda storage: (
+        [(META, b"identity", b"me")],
+        {("meta", None, "the identity of the storage is b'me'")},
+    ),
     "next oid too low": lambda storage: (
         [(META, b"next oid", pack_uint64(11))],
         {("meta", None, "the next oid is b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x0b', and object 11 exists")},
