@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from berkeleydb_storage import files
 from berkeleydb_storage.errors import (
@@ -46,6 +47,11 @@ LOCK = "lock"
 DESCRIPTION = "storage.json"
 FRESH = DESCRIPTION + ".new"
 """What replaces it; left behind where that was interrupted."""
+
+MANIFEST = "backup.json"
+"""In a backup: what is noted of it. Once it is opened for writing, it is a storage like others."""
+OPENED = MANIFEST + ".opened"
+"""What that is called until the storage has an identity of its own."""
 
 DURABLE_NOTED = 3
 """The first format whose ``storage.json`` has the key `durable`."""
@@ -101,7 +107,7 @@ class Description:
             if not holds:
                 raise ValueError(f"{what} has an impossible value")
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """Return what ``storage.json`` says in this format."""
         known = asdict(self)
         if self.format < DURABLE_NOTED:
@@ -306,6 +312,17 @@ class Directory:
         if changed != current or self._in_doubt:
             self.write(changed)
         return changed
+
+    def was_backup(self) -> bool:
+        """Tell whether this is a backup, or was one and has no identity of its own yet. From now on it is none."""
+        if (self.path / MANIFEST).exists():
+            (self.path / MANIFEST).replace(self.path / OPENED)
+            self.sync()
+        return (self.path / OPENED).exists()
+
+    def forget_backup(self) -> None:
+        """Note that the storage has an identity of its own."""
+        (self.path / OPENED).unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Bring the names of the files in the directory to the disk."""

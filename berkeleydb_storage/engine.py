@@ -138,7 +138,7 @@ class Engine:
         self.identity = read_identity(environment.tables)
         """What `identity` says; replaced under lock. With a tid that is on the disk it tells a client what it has."""
         self.flushed = self.journal.tid
-        """A transaction that is on the disk; written by all threads that flush, so that the newest one may be missed."""
+        """A transaction that is on the disk; written by all threads that flush, so that the newest may be missed."""
         self._watches: list[Watch] = []  # guarded by lock
         self.closing = False
         self.last_commit = float("-inf")
