@@ -139,19 +139,23 @@ def _read(path: Path) -> tuple[list[str], os.stat_result]:
         PasswordFileError: it cannot be read, others can, or it is too large or no text.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            _check_access(path, found)
+            data = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise PasswordFileError(f"{path}: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        _check_access(path, found)
-        data = file.read(LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
         raise PasswordFileError(f"{path} is too large: a password file has at most {LARGEST_FILE:,} bytes")
     try:
         return data.decode().removesuffix("\n").split("\n"), found
     except UnicodeDecodeError:
         raise PasswordFileError(f"{path} is no text in UTF-8: is it a password file?") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe too, at once, so that it can be refused."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_access(path: Path, found: os.stat_result) -> None:
