@@ -46,6 +46,30 @@ class Dialer(Protocol):
         """
 
 
+class Opener(Protocol):
+    """Makes links to one server, or to what stands in its place. ``str()`` tells where that is."""
+
+    def __call__(self, dialing: float, timeout: float, identity: bytes, tid: int) -> tuple[Link, Welcome]:
+        """Return a link that the client was let in by, and what it was told there. See `open_link`."""
+
+
+class RemoteOpener:
+    """Comes in by a connection."""
+
+    def __init__(self, dialer: Dialer, credentials: Credentials) -> None:
+        """Take note of where to, and of who comes."""
+        self._dialer = dialer
+        self._credentials = credentials
+
+    def __call__(self, dialing: float, timeout: float, identity: bytes, tid: int) -> tuple[Link, Welcome]:
+        """See `Opener`."""
+        return open_link(self._dialer, self._credentials, dialing=dialing, timeout=timeout, identity=identity, tid=tid)
+
+    def __str__(self) -> str:
+        """Return where to."""
+        return str(self._dialer)
+
+
 class AddressDialer:
     """Connects to an address, over TLS where it asks for that."""
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from durus.error import DurusError
 
 from berkeleydb_storage.client.channel import ConnectionLost
-from berkeleydb_storage.client.dialing import Credentials, Dialer, open_link
+from berkeleydb_storage.client.dialing import Opener
 from berkeleydb_storage.client.link import Link, Welcome
 from berkeleydb_storage.errors import BerkeleyDBStorageError, ServerUnreachable, StorageClosed, WireError
 
@@ -81,17 +81,15 @@ def _is_final(error: BaseException | None) -> bool:
 class Line:
     """The way to one server."""
 
-    def __init__(self, dialer: Dialer, credentials: Credentials, timeout: float, welcomed: Welcomed) -> None:
+    def __init__(self, opener: Opener, timeout: float, welcomed: Welcomed) -> None:
         """Begin without a link.
 
         Args:
-            dialer: to where.
-            credentials: who the client is.
+            opener: makes links.
             timeout: seconds for an answer, and for the server to come back.
             welcomed: takes note of what the server says when a lost connection was made again.
         """
-        self.dialer = dialer
-        self._credentials = credentials
+        self.where = opener
         self._timeout = timeout
         self._welcomed = welcomed
         self._link: Link | None = None
@@ -102,7 +100,7 @@ class Line:
 
     def patience(self) -> Patience:
         """Return the patience for one operation."""
-        return Patience(self.dialer, self._timeout, self._ending)
+        return Patience(self.where, self._timeout, self._ending)
 
     def link(self, patience: Patience | None = None) -> Link:
         """Return the link, a new one where there was none.
@@ -123,17 +121,10 @@ class Line:
                 patience.pause(error)
 
     def _resume(self, patience: Patience) -> Link:
-        link, welcome = open_link(
-            self.dialer,
-            self._credentials,
-            dialing=min(patience.left, self._timeout),
-            timeout=self._timeout,
-            identity=self._identity or b"",
-            tid=self.tid,
-        )
+        link, welcome = self.where(min(patience.left, self._timeout), self._timeout, self._identity or b"", self.tid)
         try:
             if self._identity is not None:
-                logger.info("connected to %s again", self.dialer)
+                logger.info("connected to %s again", self.where)
                 self._welcomed(welcome, bool(welcome.identity) and welcome.identity == self._identity)
             self._identity, self.tid = welcome.identity, welcome.tid
         except BaseException:
@@ -186,7 +177,7 @@ class Line:
         except ConnectionLost as error:
             self.drop()
             raise ServerUnreachable(
-                f"the connection to {self.dialer} was lost, with the request sent: {error}"
+                f"the connection to {self.where} was lost, with the request sent: {error}"
             ) from error
 
     def drop(self) -> None:
@@ -202,7 +193,7 @@ class Line:
     def require_open(self) -> None:
         """Raise `StorageClosed` after `end`."""
         if self._ending.is_set():
-            raise StorageClosed(f"the client of {self.dialer} was closed")
+            raise StorageClosed(f"the client of {self.where} was closed")
 
     def forked(self) -> None:
         """Leave the connection to the parent process. Called in the child."""

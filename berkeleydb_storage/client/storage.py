@@ -27,7 +27,7 @@ from durus.storage import Storage
 from pyroaring import BitMap64
 
 from berkeleydb_storage.client.committing import FATES, Commit, Fate, Invalidator
-from berkeleydb_storage.client.dialing import AddressDialer, Credentials, Dialer, Password
+from berkeleydb_storage.client.dialing import AddressDialer, Credentials, Dialer, Opener, Password, RemoteOpener
 from berkeleydb_storage.client.line import Line
 from berkeleydb_storage.client.link import Link, Welcome
 from berkeleydb_storage.client.news import News
@@ -96,10 +96,11 @@ class ClientStorage(Storage):
         if dialer is None:
             target = _target(address, host, port)
             dialer = AddressDialer(target, ca=ca, certificate=certificate, key=key, verify=verify)
+        self._connect(RemoteOpener(dialer, Credentials(user, password)), timeout, prefetch)
+
+    def _connect(self, opener: Opener, timeout: float, prefetch: int) -> None:
         self._lock = threading.RLock()
-        self._line = Line(
-            dialer, Credentials(user, password), timeout, self._welcomed
-        )  # guarded by _lock, all of these
+        self._line = Line(opener, timeout, self._welcomed)  # guarded by _lock, all of these
         self._news = News()
         self._prefetched = Prefetched(PREFETCH_BYTES)
         self._prefetch = prefetch
@@ -111,7 +112,7 @@ class ClientStorage(Storage):
 
     def __repr__(self) -> str:
         """Return the address."""
-        return f"{type(self).__name__}({self._line.dialer})"
+        return f"{type(self).__name__}({self._line.where})"
 
     # --- loading
 
