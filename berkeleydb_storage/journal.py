@@ -110,8 +110,10 @@ class Journal:
 
     def reload(self) -> None:
         """Read the newest row again, after a transaction whose outcome is not known."""
-        self._marks = None
+        known = self.tid
         self.tid, self.state = self.newest()
+        if self.tid != known:  # most often nothing was applied, and what is known of the marks is still right
+            self._marks = None
 
     def since(self, tid: int) -> list[JournalRow] | None:
         """Return the transactions after `tid`, oldest first; None where some of them are forgotten."""

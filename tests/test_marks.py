@@ -176,6 +176,18 @@ def test_the_index_is_read_in_small_steps_and_once(storage):
     assert history.fate(mark(1), 0) == Fate(True, 1)
 
 
+def test_a_refusal_does_not_make_it_read_again(storage):
+    """Otherwise a client whose commits are refused could keep everybody waiting."""
+    for number in range(FATE_STEP + 1):
+        store(storage, by=mark(number))
+    history = storage._engine.journal
+    assert storage._engine.fate(mark(-1), 0) == NOT_APPLIED
+    with pytest.raises(DanglingReferenceError):
+        store(storage, refs=(7,))
+    assert history.fate(mark(-1), 0) == NOT_APPLIED
+    assert history.fate(mark(0), 0) == Fate(True, 1)
+
+
 def test_the_newest_ones_are_looked_at_first(storage):
     for number in range(3 * FATE_STEP):
         store(storage, by=mark(number))
