@@ -5,6 +5,7 @@
 >>> connection = Connection(BerkeleyDBStorage("db"))  # an existing directory  # doctest: +SKIP
 """
 
+from berkeleydb_storage.backup import Backup, Every, list_backups
 from berkeleydb_storage.check import Fault, Report
 from berkeleydb_storage.checkpoint import (
     CheckpointInline,
@@ -16,6 +17,7 @@ from berkeleydb_storage.checkpoint import (
 from berkeleydb_storage.errors import (
     AccessDenied,
     AuthenticationError,
+    BackupError,
     BerkeleyDBStorageError,
     CertificateError,
     CommitInDoubt,
@@ -54,6 +56,8 @@ from berkeleydb_storage.version import __version__
 __all__ = [
     "AccessDenied",
     "AuthenticationError",
+    "Backup",
+    "BackupError",
     "BerkeleyDBStorage",
     "BerkeleyDBStorageError",
     "CertificateError",
@@ -67,6 +71,7 @@ __all__ = [
     "DamagedError",
     "DanglingReferenceError",
     "DiskFullError",
+    "Every",
     "Fault",
     "GarbageInline",
     "GarbageManual",
@@ -93,4 +98,5 @@ __all__ = [
     "__version__",
     "checkpoint_interface",
     "garbage_collection_interface",
+    "list_backups",
 ]

@@ -8,6 +8,7 @@ Invariants:
 1. A log file is removed only after a checkpoint that makes it needless has completed, and after ``storage.json``
    says that it is not needed.
 2. One checkpoint runs at a time. Commits go on meanwhile.
+3. While a backup needs log files, none of those is removed; the next checkpoint after it removes them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from berkeleydb_storage import failpoints, files
@@ -109,6 +112,7 @@ class Checkpointer:
         self._time = time.monotonic()  # guarded by _running
         self.completed = 0  # guarded by _running
         self._stopped = False  # guarded by _running
+        self._kept: int | None = None  # guarded by _running: no log file is removed from this number on
 
     def numbers(self) -> CheckpointNumbers:
         """Return what the policy is told. What a checkpoint itself writes into the log does not count."""
@@ -133,9 +137,37 @@ class Checkpointer:
             StorageClosed: it is closed.
         """
         with self._running:
-            if self._stopped:
-                raise StorageClosed(f"{self._directory.path} is closed")
+            self._require_running()
             self._checkpoint()
+
+    @contextmanager
+    def keeping_logs(self) -> Iterator[int]:
+        """Make a checkpoint, and remove no log file from there on until the block is left; one at a time.
+
+        Gives the number of the first that recovery needs from now on.
+
+        Raises:
+            As `checkpoint`.
+        """
+        with self._running:
+            self._require_running()
+            self._checkpoint()
+            self._kept = first = files.log_numbers(self._directory.path)[0]
+        try:
+            yield first
+        finally:
+            with self._running:
+                self._kept = None
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Wait until no checkpoint is under way, and keep the next from beginning; for microseconds at a time."""
+        with self._running:
+            yield
+
+    def _require_running(self) -> None:
+        if self._stopped:
+            raise StorageClosed(f"{self._directory.path} is closed")
 
     def stop(self) -> None:
         """Make the last checkpoint; every later one is refused.
@@ -174,6 +206,8 @@ class Checkpointer:
     def _remove_logs(self, changes: dict[str, object]) -> None:
         present = files.log_numbers(self._directory.path)
         needless = set(self._environment.removable_logs()) & set(present[:-1])
+        if self._kept is not None:
+            needless = {number for number in needless if number < self._kept}
         needed = [number for number in present if number not in needless]
         log, offset = self._environment.last_checkpoint()
         self._directory.update(

@@ -321,7 +321,7 @@ class Directory:
         return (self.path / OPENED).exists()
 
     def forget_backup(self) -> None:
-        """Note that the storage has an identity of its own."""
+        """Note that the storage has an identity of its own, if it was a backup."""
         (self.path / OPENED).unlink(missing_ok=True)
 
     def sync(self) -> None:

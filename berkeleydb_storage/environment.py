@@ -246,13 +246,19 @@ def end_of_log(path: Path) -> int:
             environment.close()
 
 
-def run_recovery(path: Path, cachesize: int) -> None:
+def run_recovery(path: Path, cachesize: int, *, whole_log: bool = False) -> None:
     """Let the library recover the environment at `path`.
+
+    Args:
+        path: the directory.
+        cachesize: bytes.
+        whole_log: from the first record of the log that is there on, instead of from the last checkpoint: for tables
+            that are older than that.
 
     Raises:
         LIBRARY_ERRORS: it cannot.
     """
-    _transactional(path, cachesize, db.DB_RECOVER).close()
+    _transactional(path, cachesize, db.DB_RECOVER_FATAL if whole_log else db.DB_RECOVER).close()
 
 
 class Environment:
@@ -344,11 +350,16 @@ class Environment:
             found = (files.log_number(Path(name).name) for name in self._environment.log_archive(0))
         return sorted(number for number in found if number is not None)
 
-    def log_position(self) -> int:
-        """Return how many bytes of log were ever written, as the current log file and the offset in it tell."""
+    def end_of_log(self) -> tuple[int, int]:
+        """Return where the next record will be: the number of its log file, and the offset in it."""
         with explained(self.path):
             status = self._environment.log_stat()
-        return int(status["cur_file"]) * LOG_FILE_SIZE + int(status["cur_offset"])
+        return int(status["cur_file"]), int(status["cur_offset"])
+
+    def log_position(self) -> int:
+        """Return how many bytes of log were ever written, as the current log file and the offset in it tell."""
+        number, offset = self.end_of_log()
+        return number * LOG_FILE_SIZE + offset
 
     def transactions(self) -> int:
         """Return how many transactions were committed since the environment was opened."""

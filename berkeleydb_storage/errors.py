@@ -18,6 +18,7 @@ from durus.error import DurusError, DurusKeyError, ProtocolError, WriteConflictE
 __all__ = [
     "AccessDenied",
     "AuthenticationError",
+    "BackupError",
     "BerkeleyDBStorageError",
     "CertificateError",
     "CommitInDoubt",
@@ -101,6 +102,10 @@ class StorageNotEmpty(BerkeleyDBStorageError):
 
 class MigrationError(BerkeleyDBStorageError):
     """Raised when a migration's source is inconsistent; the destination is empty again, as it was before."""
+
+
+class BackupError(BerkeleyDBStorageError):
+    """Raised when a backup cannot be made or its place not be used; there is nothing of it, and the storage goes on."""
 
 
 class CommitInDoubt(BerkeleyDBStorageError):

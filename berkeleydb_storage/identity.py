@@ -11,8 +11,9 @@ Invariants:
 2. Everything else keeps it; a crash too, if the log was on the disk before a transaction was acknowledged.
 
 So it is renewed by a migration and by undoing one; by a repair; by a recovery that may have lost transactions that were
-acknowledged; and by opening a storage that has no objects, but handed oids out. A copy of the files has the identity of
-the original: who means to write to both renews one of them.
+acknowledged; by opening a storage that has no objects, but handed oids out; and by the first opening of a backup for
+writing, or of a copy of that. Any other copy of the files has the identity of the original: who means to write to both
+renews one of them.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ def _open(directory: Directory, description: Description, options: Options) -> O
     unclean = description.state != CLOSED
     if unclean and options.do_recover is False:
         raise _recovery_needed(directory)
+    restored = directory.was_backup()
     if not unclean:
         _mark(directory, OPEN, durable=True)
         failpoints.reached("open.marked")
@@ -124,9 +125,10 @@ def _open(directory: Directory, description: Description, options: Options) -> O
             environment.checkpoint()
         if description.format != FORMAT_VERSION:
             upgrade(directory, description, environment)
-        if doubtful:
+        if doubtful or restored:
             renew_identity(environment)
         directory.update(durable=options.durable)
+        directory.forget_backup()
     except BaseException:
         environment.abandon()
         raise

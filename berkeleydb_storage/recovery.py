@@ -61,6 +61,23 @@ def rehearse(directory: Directory, cachesize: int, shortened: list[Path]) -> Non
         recover_copy(directory, copy, cachesize)
 
 
+def roll_forward(path: Path, cachesize: int) -> None:
+    """Bring the tables of a copy that was made of a storage in use to the end of the log that is with them.
+
+    The log must go back to the checkpoint before the copying began. `cachesize` is in bytes.
+
+    Raises:
+        DamagedError: they do not fit together, or a page was not copied whole. The copy is of no use then.
+        DiskFullError: there is no room.
+    """
+    sizes = {where: where.stat().st_size for where in _table_files(path)}
+    try:
+        run_recovery(path, cachesize, whole_log=True)
+    except LIBRARY_ERRORS as error:
+        raise _diagnosis(path, error) from error
+    _require_whole_tables(sizes)
+
+
 def recover_copy(directory: Directory, copy: Path, cachesize: int) -> None:
     """Recover a copy of a storage.
 

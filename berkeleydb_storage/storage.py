@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from berkeleydb_storage import check, compaction, failpoints, migration
+from berkeleydb_storage.backup import Backup, Backups, Every
 from berkeleydb_storage.checkpoint import Checkpointer, CheckpointThread, checkpoint_interface
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS, explain
@@ -99,6 +100,7 @@ class BerkeleyDBStorage(Session):
         validate_garbage: bool = False,
         checkpoint: checkpoint_interface | None = None,
         garbage_collection: garbage_collection_interface | None = None,
+        backup: Every | None = None,
         readonly: bool | None = None,
         repair: bool | None = None,
     ) -> None:
@@ -120,6 +122,7 @@ class BerkeleyDBStorage(Session):
             validate_garbage: default False. True re-checks the garbage queue now: 3 microseconds an entry.
             checkpoint: when to make checkpoints; default `CheckpointThread()`.
             garbage_collection: when to collect garbage; default `GarbageThread()`.
+            backup: when to back it up by itself, and where to; default None: never. Cost: a whole copy each time.
             readonly: what Durus calls `read_only`.
             repair: Durus' option: check everything now, and rebuild reference counts and queues where they are wrong.
                 Cost: reads the whole storage.
@@ -144,7 +147,9 @@ class BerkeleyDBStorage(Session):
             validate_garbage=validate_garbage,
             repair=bool(repair),
         )
-        self._open(options, path, checkpoint or CheckpointThread(), garbage_collection or GarbageThread())
+        if not (backup is None or isinstance(backup, Every)):
+            raise OptionError(f"backup is Every(seconds, to, keep), or None, not {backup!r}")
+        self._open(options, path, checkpoint or CheckpointThread(), garbage_collection or GarbageThread(), backup)
 
     def _open(
         self,
@@ -152,13 +157,14 @@ class BerkeleyDBStorage(Session):
         path: str | os.PathLike[str],
         checkpoint: checkpoint_interface,
         garbage_collection: garbage_collection_interface,
+        backup: Every | None,
     ) -> None:
         _require(checkpoint, "checkpoint", "due", "interval")
         _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
         opened = open_storage(path, options)
         try:
             engine = Engine(opened.environment, durable=options.durable, async_log_write=options.async_log_write)
-            self._running = running = _Running(opened, engine, checkpoint, garbage_collection)
+            self._running = running = _Running(opened, engine, checkpoint, garbage_collection, backup)
             super().__init__(engine, ordered=opened.type == "btree", committed=running.committed)
             migration.undo_interrupted(engine)
             engine.begin_oids()
@@ -245,6 +251,28 @@ class BerkeleyDBStorage(Session):
         if self._running.checkpointer is None:
             raise ReadOnlyError(f"{self.get_filename()} was opened read-only: there is nothing to checkpoint")
         self._running.checkpointer.checkpoint()
+
+    def backup(self, target: str | os.PathLike[str], progress: Callable[[str, int], None] | None = None) -> Backup:
+        """Make a backup in a new sub-directory of `target`, while commits go on: a whole copy, itself a storage.
+
+        Any thread may call it. What is in it is the state at a moment near the end: every commit is that was
+        acknowledged before the call, and no part of any. It takes some 10 seconds for 1 GB, and makes a checkpoint.
+        Log files that it needs stay until it is done, so that the disk of the storage needs room for all that is
+        written meanwhile. Killed at any point, it leaves nothing that looks like a backup.
+
+        Args:
+            target: an existing directory outside of the storage's.
+            progress: called now and then with what is being done and the number of bytes; what it raises ends it.
+
+        Raises:
+            BackupError: another one is being made, or it cannot be made there; there is nothing of it then.
+            ReadOnlyError: it was opened read-only.
+            DiskFullError: the storage has no room for a checkpoint. CommitRefused: a migration is under way.
+            DamagedError, StorageClosed: the storage cannot be used.
+        """
+        if self._running.backups is None:
+            raise ReadOnlyError(f"{self.get_filename()} was opened read-only: copy its directory instead")
+        return self._running.backups.make(target, progress)
 
     def compact(self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD) -> int:
         """Return the room of deleted objects to the file system; commits go on between the steps.
@@ -364,12 +392,15 @@ class _Running:
         engine: Engine,
         checkpoint: checkpoint_interface,
         garbage_collection: garbage_collection_interface,
+        backup: Every | None,
     ) -> None:
         self.opened = opened
         self.engine = engine
         self.checkpointer: Checkpointer | None = None
+        self.backups: Backups | None = None
         if opened.environment.writable:
             self.checkpointer = Checkpointer(opened.environment, opened.directory, checkpoint)
+            self.backups = Backups(engine, self.checkpointer, opened.directory, backup)
         self.collector = Collector(
             engine,
             garbage_collection,
@@ -390,6 +421,8 @@ class _Running:
             self._inline.append(lambda _: checkpointer.turn())
         else:
             self._workers.append(Worker("checkpoint", checkpoint.interval, checkpointer.turn))
+        if self.backups is not None and backup is not None:
+            self._workers.append(Worker("backup", self.backups.interval, self.backups.turn))
 
     def start(self) -> None:
         for worker in self._workers:
@@ -429,6 +462,8 @@ class _Running:
 
     def _stop(self) -> None:
         self.engine.closing = True
+        if self.backups is not None:
+            self.backups.stop()
         for worker in self._workers:
             worker.stop()
         self.engine.stop()
@@ -439,6 +474,8 @@ class _Running:
 
     def _abandon(self) -> None:
         """Free everything as soon as no thread is in the library any more."""
+        if self.backups is not None:
+            self.backups.stop()
         for worker in self._workers:
             worker.stop()
         with suppress(BerkeleyDBStorageError):

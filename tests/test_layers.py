@@ -13,8 +13,9 @@ ROOT = Path(berkeleydb_storage.__file__).parent
 
 LAYERS = """
 errors version failpoints files maintenance progress bitmaps
-options format room window garbage.policy
+options format room window garbage.policy backup.policy
 records directory environment
+backup.shelf
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 change
@@ -23,7 +24,8 @@ garbage.cycles garbage.marking
 garbage.deletion
 garbage.suspicion garbage.packing compaction
 garbage.requests
-garbage.collector garbage migration check opening session
+backup.copying
+garbage.collector garbage migration check opening session backup
 storage export reachability
 inspection sources
 transport.unix transport.tls transport.systemd auth.rights auth.networks auth.hashing
