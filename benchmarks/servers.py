@@ -1,0 +1,97 @@
+"""The servers that are compared, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from durus.connection import Connection
+from durus.storage_server import StorageServer
+
+from benchmarks.facts import quiet_durus
+from benchmarks.peers import OPENERS, OURS, ours
+from benchmarks.records import build
+from benchmarks.workers import Worker
+from berkeleydb_storage.server import Server
+from berkeleydb_storage.transport.tls import ServerCertificates
+
+
+class OurServer:
+    """Ours, durable, with the default policies."""
+
+    def __init__(self, path: str, objects: int = 0, certificate: str = "") -> None:
+        """Serve a storage on a port of loopback, and over TLS if there is a certificate with its key.
+
+        Args:
+            path: the directory.
+            objects: how many to make, where there are none.
+            certificate: a file.
+        """
+        self._storage = ours(Path(path))
+        if objects:
+            build(Connection(self._storage), objects)
+        pair = ServerCertificates(certificate, certificate) if certificate else None
+        scheme = "tls://" if certificate else ""
+        self._server = Server(self._storage, f"{scheme}127.0.0.1:0", certificates=pair)
+        self._server.start()
+
+    def port(self) -> int:
+        """Return where it listens."""
+        return int(self._server.address.rpartition(":")[2])
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what it counts."""
+        found: dict[str, Any] = self._server.information()["server"]
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self._server.close()
+        self._storage.close()
+
+
+class DurusServer:
+    """Durus' own."""
+
+    def __init__(self, name: str, path: str, objects: int = 0) -> None:
+        """Serve a storage of Durus on a port of loopback.
+
+        Args:
+            name: of the storage's class.
+            path: its file.
+            objects: how many to make, where there are none.
+        """
+        quiet_durus()
+        storage = OPENERS[name](Path(path))
+        if objects:
+            build(Connection(storage), objects)
+        self._port = _free_port()
+        server = StorageServer(storage, host="127.0.0.1", port=self._port)
+        listening = server.address.get_listening_socket()
+        server.address.get_listening_socket = lambda: listening
+        threading.Thread(target=server.serve, daemon=True).start()
+
+    def port(self) -> int:
+        """Return where it listens."""
+        return self._port
+
+    def close(self) -> None:
+        """End it, with its process: it has no other way."""
+        os._exit(0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def server(name: str, path: Path, *arguments: object, environment: dict[str, str] | None = None) -> Worker:
+    """Return the process of a server, by the name of the storage that it serves."""
+    if name == OURS:
+        return Worker(OurServer, path, *arguments, environment=environment)
+    return Worker(DurusServer, name, path, *arguments, environment=environment)
