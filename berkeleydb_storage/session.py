@@ -144,7 +144,7 @@ class Session(Storage):
         pending.clear()
         stale: Callable[[], bool] | None = None
         if handle_invalidations is not None:
-            handle, stale = handle_invalidations, self._is_stale
+            handle, stale = handle_invalidations, self.is_stale
             if stale():
                 self._report(handle, records)
         while not engine.commit(records, size, self, unless=stale):
@@ -169,9 +169,13 @@ class Session(Storage):
         if both:
             raise CommitRefused(f"others changed {describe_oids(both)} meanwhile: nothing was stored", both)
 
-    def _is_stale(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether others changed something since the last `sync`."""
         return bool(self._invalid)
+
+    def is_invalid(self, oid: bytes) -> bool:
+        """Whether others changed this object since the last `sync`. The caller holds the engine's mutex."""
+        return bool(self._invalid) and unpack_uint64(oid) in self._invalid
 
     def sync(self) -> list[bytes]:
         """Return the oids of the objects that others changed, or that were collected, since the last call."""

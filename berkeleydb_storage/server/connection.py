@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
         self.rights = 0
         self.granted = 0
         """The rights that it has when it comes in."""
+        self.descriptor = -1
         self.host = ""
         self.peer = ""
         self.user = ""

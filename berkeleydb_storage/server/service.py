@@ -116,6 +116,7 @@ class Service:
     def arrived(self, connection: Connection, transport: asyncio.Transport) -> None:
         """Let a client in, or not."""
         self.metrics.accepted += 1
+        connection.descriptor = transport.get_extra_info("socket").fileno()
         address = transport.get_extra_info("peername")
         uid = None
         if isinstance(address, tuple):

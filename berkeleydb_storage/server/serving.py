@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 from berkeleydb_storage.auth.networks import Networks
 from berkeleydb_storage.auth.rights import Rights
@@ -101,6 +102,7 @@ class Server:
             self._require_privacy()
         self._file: dict[str, Any] = {"owner": owner, "group": group, "umask": umask}
         self._addresses: list[Address] = []
+        self._open: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
         self._stopping: asyncio.Event | None = None
@@ -108,6 +110,7 @@ class Server:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        _servers.add(self)
 
     def _require_privacy(self) -> None:
         open_ones = [str(each) for each in self._wanted if not is_loopback(each)]
@@ -179,6 +182,24 @@ class Server:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._ended.wait()
+
+    def forked(self) -> None:
+        """Let go of all sockets in a forked child, or else nobody would notice the end of its parent."""
+        sockets = [sock.fileno() for sock in self._open]
+        if self._service is not None:
+            sockets += [connection.descriptor for connection in self._service.connections]
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for descriptor in sockets:
+            if descriptor >= 0:
+                os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
+        self._thread = self._loop = None
+        self._ended = threading.Event()
+        self._ended.set()
+
     def reload(self) -> None:
         """Read certificates and users again, for the connections to come; what cannot be used is logged."""
         for each in (self._certificates, self._users):
@@ -223,7 +244,7 @@ class Server:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._stopping = asyncio.Event()
-        sockets = self._listen()
+        sockets = self._open = self._listen()
         listeners: list[asyncio.Server] = []
         service: Service | None = None
         try:
@@ -319,6 +340,17 @@ class Server:
             await asyncio.sleep(PAUSE)
         service.close()
         await asyncio.sleep(0)
+
+
+_servers: WeakSet[Server] = WeakSet()
+
+
+def _forked() -> None:
+    for server in list(_servers):
+        server.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _address_of(sock: socket.socket, tls: bool) -> Address:

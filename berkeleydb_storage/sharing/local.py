@@ -1,0 +1,223 @@
+"""The owner's own way to the storage: what `ExtendedLink` is to the others, without a connection.
+
+Used by one thread at a time, under the lock of its client storage.
+
+Invariants:
+
+1. Between it and the clients of the server conflicts are found as between any two of these.
+2. What it shows is on the disk, as with them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from durus.error import ReadConflictError
+
+from berkeleydb_storage.client.channel import ConnectionLost
+from berkeleydb_storage.client.link import Decision, Told, Welcome
+from berkeleydb_storage.environment import LIBRARY_ERRORS
+from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, missing
+from berkeleydb_storage.format import ROOT_OID, references, unpack_uint64
+from berkeleydb_storage.protocol import COMMITTED, FORGOTTEN, NOT_COMMITTED
+from berkeleydb_storage.server.connection import ADMIN, READ, WRITE
+from berkeleydb_storage.server.service import ROOT_PAUSE
+
+if TYPE_CHECKING:
+    from berkeleydb_storage.sharing.owner import Owner
+
+Records = dict[bytes, tuple[bytes, tuple[bytes, ...]]]
+
+
+class LocalLink:
+    """A user of a storage that this process owns."""
+
+    ordered = True
+
+    def __init__(self, owner: Owner) -> None:
+        """Begin; the owner keeps the storage open until `close`."""
+        self._owner: Owner | None = owner
+        self._engine = owner.storage.engine
+        self._service = owner.server.service
+        self._session = owner.storage.session()
+        self._pending: tuple[bytes, Records, int] | None = None
+
+    def welcome(self, identity: bytes, tid: int) -> Welcome:
+        """Return what a server would say to a client that comes with this."""
+        with self._guarded():
+            known = self._known()
+            changed = self._service.changed_since(identity, tid) if identity else []
+            return Welcome(self._engine.identity, known, READ | WRITE | ADMIN, changed)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Take it for a lost connection if the storage has stopped: then it is opened anew, by whoever is first."""
+        try:
+            yield
+        except LIBRARY_ERRORS as error:
+            with self._engine.lock:
+                explained = self._engine.failed(error)
+            self._lost_if_stopped()
+            raise explained from error
+        except CommitInDoubt:
+            raise
+        except BerkeleyDBStorageError:
+            self._lost_if_stopped()
+            raise
+
+    def _lost_if_stopped(self) -> None:
+        try:
+            self._engine.require_open()
+        except BerkeleyDBStorageError as reason:
+            if self._owner is not None:
+                self._owner.abandon()
+            raise ConnectionLost(f"the storage has stopped: {reason}") from reason
+
+    def _known(self) -> int:
+        """Return the newest transaction that is on the disk, or counts as that."""
+        engine = self._engine
+        return min(engine.journal.tid, engine.flushed) if engine.durable else engine.journal.tid
+
+    # --- loading
+
+    def load(self, oid: bytes) -> bytes:
+        """Return a record."""
+        try:
+            return self._load(oid)
+        except KeyError:
+            if oid == ROOT_OID and self._wait_for_root():
+                return self._load(oid)
+            raise missing(oid) from None
+        except ReadConflictError:
+            raise
+        except Exception as error:
+            with self._guarded():
+                raise error
+            raise
+
+    def _load(self, oid: bytes) -> bytes:
+        engine = self._engine
+        with engine.lock:
+            if self._session.is_invalid(oid):
+                raise ReadConflictError([oid])
+            record: bytes = engine.objects[oid]
+            if engine.flushed >= engine.journal.tid or not engine.durable:
+                return record
+            entry = self._service.desk.history.latest(oid)
+            if entry is None or entry.tid <= engine.flushed:
+                return record
+        engine.make_durable()
+        return record
+
+    def _wait_for_root(self) -> bool:
+        """Wait if another client is making the root object; return whether it is there now."""
+        while not self._service.may_create(self):
+            time.sleep(ROOT_PAUSE)
+            if self._engine.get(ROOT_OID) is not None:
+                return True
+        return False
+
+    def fetch(self, oid: bytes, objects: int, size: int) -> list[bytes]:
+        """Return a record; there is nothing to be won by fetching more."""
+        return [self.load(oid)]
+
+    def bulk(self, oids: list[bytes]) -> list[bytes | Exception]:
+        """Return for each object its record, or what `load` would raise."""
+        return [self._load_or_error(oid) for oid in oids]
+
+    def _load_or_error(self, oid: bytes) -> bytes | Exception:
+        try:
+            return self.load(oid)
+        except (KeyError, ReadConflictError) as error:
+            return error
+
+    def rows(self, oid: bytes, count: int, size: int) -> list[bytes]:
+        """Return the records of the next objects from this oid on."""
+        with self._guarded():
+            return [record for _, record in self._service.rows(oid, count)]
+
+    # --- committing
+
+    def new_oids(self, count: int) -> list[bytes]:
+        """Return new oids."""
+        with self._guarded():
+            return [self._engine.new_oid() for _ in range(count)]
+
+    def sync(self) -> Told:
+        """Return what others changed."""
+        with self._guarded():
+            known = self._known()  # before: what comes in between is told twice, and not missed
+            return Told(known, self._session.sync())
+
+    def commit(self, mark: bytes, records: Mapping[bytes, bytes], size: int) -> Decision:
+        """Begin to store records."""
+        engine = self._engine
+        pending = {}
+        for oid, record in records.items():
+            pending[oid] = (record, references(oid, record))
+            if not engine.was_handed_out(oid):
+                raise ValueError(f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid")
+        self._pending = mark, pending, size
+        return self.go_on()
+
+    def go_on(self) -> Decision:
+        """Store them, unless others changed something that was not told."""
+        assert self._pending is not None
+        mark, records, size = self._pending
+        with self._guarded():
+            stale = self._session.is_stale
+            if stale() or not self._engine.commit(records, size, self._session, unless=stale, mark=mark):
+                return Decision(False, *self.sync())
+            self._pending = None
+            self._session.committed(len(records))
+            return Decision(True, self._known(), [])
+
+    def cancel(self) -> None:
+        """Do not store them."""
+        self._pending = None
+
+    def fate(self, mark: bytes, since: int) -> int:
+        """Tell what became of a commit."""
+        with self._guarded():
+            fate = self._engine.fate(mark, since)
+            self._engine.make_durable()
+            return COMMITTED if fate.tid is not None else NOT_COMMITTED if fate.known else FORGOTTEN
+
+    # --- the storage as a whole
+
+    def ping(self) -> None:
+        """Look whether the storage is there."""
+        with self._guarded():
+            self._engine.require_open()
+
+    def size(self) -> int:
+        """Return the number of objects."""
+        return self._engine.size
+
+    def information(self) -> dict[str, Any]:
+        """Return statistics."""
+        with self._guarded():
+            return self._service.information()
+
+    def pack(self) -> None:
+        """Begin a full pack."""
+        self._service.pack()
+
+    def backup(self, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Make a backup."""
+        with self._guarded():
+            raise NotImplementedError
+
+    def shutdown(self) -> None:
+        """Give up the ownership; another process takes over, or this one again."""
+        if self._owner is not None:
+            self._owner.abandon()
+
+    def close(self) -> None:
+        """End."""
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            owner.release()
