@@ -34,7 +34,7 @@ auth.handshake
 transport auth
 commands.console
 commands.command
-commands.looking commands.moving commands.packing commands.passwords commands.why
+commands.backing commands.looking commands.moving commands.packing commands.passwords commands.why
 commands
 cli
 __main__

@@ -150,7 +150,7 @@ class Shelf:
         try:
             yield
         except OSError as error:
-            raise BackupError(f"{_complaint(self.path, error)} ({error.strerror or error})") from error
+            raise BackupError(_complaint(self.path, error)) from error
 
     def manifests(self) -> list[tuple[Path, Manifest]]:
         """Do what `list_backups` does."""
@@ -263,10 +263,11 @@ def _sync(directory: Path) -> None:
 
 
 def _complaint(target: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no room for a backup on the disk of {target}: free some, or keep fewer"
+        return f"no room for a backup on the disk of {target}: free some, or keep fewer ({reason})"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{target} is not writable for this process: mend its permissions"
+        return f"{target} is not writable for this process: mend its permissions ({reason})"
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        return f"{target} is no directory, or is gone: make it, or mount its disk"
-    return f"the backup in {target} failed"
+        return f"{target} is no directory, or is gone: make it, or mount its disk ({reason})"
+    return f"the backup in {target} failed: {error}"

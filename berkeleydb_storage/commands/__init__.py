@@ -1,5 +1,6 @@
 """The commands of ``durus-bdb``: each module has some, `ALL` lists them. Only these modules print."""
 
+from berkeleydb_storage.commands.backing import BACKUP
 from berkeleydb_storage.commands.command import Command
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.commands.looking import CENSUS, CHECK, STAT
@@ -8,6 +9,6 @@ from berkeleydb_storage.commands.packing import COMPACT, PACK
 from berkeleydb_storage.commands.passwords import PASSWD
 from berkeleydb_storage.commands.why import WHY
 
-ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK, COMPACT, PASSWD)
+ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK, COMPACT, BACKUP, PASSWD)
 
 __all__ = ["ALL", "Command", "Console"]
