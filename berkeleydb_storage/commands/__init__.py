@@ -7,8 +7,9 @@ from berkeleydb_storage.commands.looking import CENSUS, CHECK, STAT
 from berkeleydb_storage.commands.moving import DUMP, EXPORT, LOAD, MIGRATE
 from berkeleydb_storage.commands.packing import COMPACT, PACK
 from berkeleydb_storage.commands.passwords import PASSWD
+from berkeleydb_storage.commands.serving import SERVE
 from berkeleydb_storage.commands.why import WHY
 
-ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK, COMPACT, BACKUP, PASSWD)
+ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK, COMPACT, BACKUP, PASSWD, SERVE)
 
 __all__ = ["ALL", "Command", "Console"]

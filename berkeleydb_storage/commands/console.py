@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from berkeleydb_storage.commands.lines import LineFormatter
 from berkeleydb_storage.progress import Progress
 
 PROGRAM = "durus-bdb"
@@ -60,6 +61,11 @@ class Interrupts:
         self._noted = number
         os.write(STDERR, b"\n" + ENDING if os.isatty(STDERR) else ENDING)
 
+    @property
+    def noted(self) -> bool:
+        """Whether a signal came."""
+        return self._noted is not None
+
     def poll(self) -> None:
         """Raise `Interrupted` if a signal came."""
         if self._noted is not None:
@@ -92,7 +98,7 @@ class Console:
         self.advice = ""
         """How to go on after an interruption."""
         self._level = logging.ERROR if self.quiet else logging.WARNING - 10 * min(arguments.verbose, 2)
-        self._handler = _LogHandler()
+        self._handler: logging.Handler = _LogHandler()
 
     def __enter__(self) -> Console:
         """Show what the package logs."""
@@ -109,6 +115,17 @@ class Console:
         logger = logging.getLogger("berkeleydb_storage")
         logger.removeHandler(self._handler)
         logger.setLevel(self._before)
+
+    def log_lines(self) -> None:
+        """Log as a server does from now on: an event a line, from INFO on, --quiet from WARNING, --verbose all."""
+        logger = logging.getLogger("berkeleydb_storage")
+        logger.removeHandler(self._handler)
+        self._handler = logging.StreamHandler(sys.stderr)
+        self._handler.setFormatter(LineFormatter(sys.stderr))
+        logger.addHandler(self._handler)
+        logger.setLevel(
+            logging.WARNING if self.quiet else logging.INFO if self._level > logging.INFO else logging.DEBUG
+        )
 
     def progress(self, *, hidden: bool = False, unit: str = "objects", **totals: int) -> Progress:
         """Return a new progress, shown on standard error."""

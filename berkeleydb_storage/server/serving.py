@@ -38,6 +38,7 @@ GRACE = 10.0
 """Seconds that requests under way have at the end."""
 PAUSE = 0.005
 """Seconds between two looks whether they are done."""
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 Addresses = str | tuple[str, int] | Address
 
@@ -110,6 +111,7 @@ class Server:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
         _servers.add(self)
 
     def _require_privacy(self) -> None:
@@ -156,7 +158,9 @@ class Server:
     def run(self) -> None:
         """Serve in this thread until `close`, or a client or a signal, ends it.
 
-        In the main thread SIGTERM and SIGINT end it, and SIGHUP has it read certificates and users again.
+        In the main thread SIGTERM and SIGINT end it, and SIGHUP has it read certificates and users again. After one of
+        the former another ends the process at once, as if it were killed, also when this has returned: so whoever is
+        impatient does not wait for the storage to be closed, either.
 
         Raises:
             ListenError: it cannot listen.
@@ -239,6 +243,8 @@ class Server:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
             self._ended.set()
             self._ready.set()
 
@@ -301,9 +307,18 @@ class Server:
 
     def _watch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._thread is None and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stop, f"signal {signal.Signals(number).name}")
+            self._handlers = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGHUP)}
+            for number in ENDING:
+                loop.add_signal_handler(number, self._signalled, loop, number)
             loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _signalled(self, loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+        """End; from now on another such signal ends the process at once."""
+        for each in ENDING:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+            self._handlers.pop(each, None)
+        self._stop(f"signal {number.name}")
 
     def _reload(self) -> None:
         systemd.notify("RELOADING=1")
