@@ -34,6 +34,7 @@ __all__ = [
     "NotAStorage",
     "OptionError",
     "PasswordFileError",
+    "PoolExhausted",
     "ReadOnlyError",
     "RecoveryNeeded",
     "ServerError",
@@ -191,6 +192,10 @@ class ServerUnreachable(BerkeleyDBStorageError, ConnectionError):
 
     Nothing of a commit that was under way is stored.
     """
+
+
+class PoolExhausted(BerkeleyDBStorageError, TimeoutError):
+    """Raised when all connections of a pool were in use for as long as one is waited for."""
 
 
 class CommitUnknown(BerkeleyDBStorageError):
