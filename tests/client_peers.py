@@ -67,7 +67,7 @@ class Proxy:
         self._thread.start()
 
     def cut(self, **left):
-        """Cut after these many bytes more; 0: before the next one."""
+        """Cut instead of forwarding more than these many bytes."""
         with self._lock:
             self._left |= left
 
@@ -118,11 +118,11 @@ class Proxy:
             while data := source.recv(1 << 16):
                 with self._lock:
                     left = self._left[way]
-                    if left is not None:
-                        data, self._left[way] = data[:left], left - len(data[:left])
-                    over = self._left[way] == 0
+                    over = left is not None and len(data) > left
                     if over:
-                        self._left[way] = None
+                        data, self._left[way] = data[:left], None
+                    elif left is not None:
+                        self._left[way] = left - len(data)
                     self.bytes[way] += len(data)
                 target.sendall(data)
                 if over:

@@ -519,7 +519,7 @@ def test_commit_to_a_durus_server_that_is_killed(directory):
         proxy.reset()
         assert client.sync() == sorted(records)
         commit(client, [record_of(oid, b"new")])
-        proxy.cut(up=1)
+        proxy.cut(up=0)
         with pytest.raises(ConflictError):
             commit(client, [record_of(oid, b"lost")])
         proxy.cut(down=4)
