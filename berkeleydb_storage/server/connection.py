@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 READ_AHEAD = 256 << 10
 """Bytes that are read from a client whose request before is not answered yet."""
+COUNTED = 16 << 10
+"""Bytes from which on a request counts for the limit on memory, and a record is sent without waiting for others."""
 AT_ONCE = 64
 """Requests of a client that are served before others have a turn."""
 
@@ -92,6 +94,8 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._begun: float | None = None  # when a request began that is not there whole
         self._paused: float | None = None  # since when it takes no more bytes
+        self._due = False  # whether it was to proceed, and could not because it takes no more bytes
+        self._kept = 0  # bytes of the request that is being served
         self._reading = True
         self._job: Iterator[bool] | None = None
         self._out: list[bytes] = []
@@ -118,9 +122,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._paused = None
-        if self._job is not None:
-            self._step()
-        elif not self.busy:
+        if self._due or not self.busy:
             self.proceed()
 
     def data_received(self, data: bytes) -> None:
@@ -129,14 +131,16 @@ class Connection(asyncio.Protocol):
         rest = self._rest
         if rest or self.busy or self._paused is not None:
             rest += data
-            if self._held or len(rest) > READ_AHEAD:
-                self._hold(len(rest))
+            if self._held or len(rest) > COUNTED:
+                self._hold()
+            if self.ended:
+                return
             if self.busy or self._paused is not None:
                 if len(rest) > READ_AHEAD and self._reading:
                     self._transport.pause_reading()
                     self._reading = False
                 return
-            if len(rest) < self.need or self.ended:
+            if len(rest) < self.need:
                 return
             data = bytes(rest)
             rest.clear()
@@ -164,32 +168,53 @@ class Connection(asyncio.Protocol):
                 self._begun = started
         else:
             self._begun = started if self._dialect.expecting else None
-            if self._held:
-                self._hold(0)
+        if self._held or len(self._rest) > COUNTED:
+            self._hold()
         if self._out:
             self.send()
             self.service.metrics.serving.add(perf_counter() - started)
 
-    def _hold(self, size: int) -> None:
-        """Note how many bytes of requests are kept."""
-        service = self.service
+    def _hold(self) -> None:
+        """Count the bytes of requests that are kept."""
+        service, size = self.service, 0 if self.ended else len(self._rest) + self._kept
         service.held += size - self._held
         self._held = size
-        if service.held > service.limits.memory and size > READ_AHEAD:
+        if service.held > service.limits.memory and size > COUNTED:
             self.violate(f"all requests under way have more than {service.limits.memory} bytes: no room for its {size}")
+
+    def keep(self, size: int) -> None:
+        """Count the bytes of a request until it is answered."""
+        if size > COUNTED or self._kept:
+            self._kept = size
+            self._hold()
 
     def send(self) -> None:
         """Hand what was written to the event loop."""
         if self._out and not self.ended:
             data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
+            self._out.clear()
             self.service.metrics.sent += len(data)
             self._transport.write(data)
         self._out.clear()
+
+    def write_record(self, head: bytes, record: bytes) -> None:
+        """Add a record to the answer. A large one is sent at once: many of them would be much memory."""
+        if len(record) < COUNTED:
+            self._out.append(head + record)
+        else:
+            self._out += (head, record)
+            self.send()
+
+    @property
+    def takes_no_more(self) -> bool:
+        """Whether the client leaves its answers lying."""
+        return self._paused is not None
 
     def answer(self, *parts: bytes) -> None:
         """Write the answer of the request that made the connection busy, and go on with the next one."""
         self._out += parts
         self.send()
+        self.keep(0)
         self.resume()
 
     def resume(self) -> None:
@@ -216,9 +241,13 @@ class Connection(asyncio.Protocol):
         self.loop.call_soon(self.proceed)
 
     def proceed(self) -> None:
-        """Go on with the requests that are there already."""
-        if self.ended or self._paused is not None:
+        """Go on with the requests that are there already. Called once for each time that it was made to wait."""
+        if self.ended:
             return
+        if self._paused is not None:
+            self._due = True  # `resume_writing` goes on
+            return
+        self._due = False
         if self._job is not None:
             self._step()
             return
@@ -270,9 +299,10 @@ class Connection(asyncio.Protocol):
             if len(self._out) > AT_ONCE:
                 self.send()
             if self._paused is not None:
-                return False  # `resume_writing` goes on
+                self._due = True
+                return False
             if perf_counter() > until:
-                self.loop.call_soon(self._step)
+                self.loop.call_soon(self.proceed)
                 return False
         return True
 
@@ -280,6 +310,7 @@ class Connection(asyncio.Protocol):
 
     def receive(self, payload: bytes, start: int, mark: bytes | None) -> None:
         """Look at the records of a commit, and hand it in."""
+        self.keep(len(payload))
         self.run(self._receive(payload, start, mark))
 
     def _receive(self, payload: bytes, start: int, mark: bytes | None) -> Iterator[bool]:
@@ -374,8 +405,8 @@ class Connection(asyncio.Protocol):
 
     def _end(self, reason: str) -> None:
         self.ended = True
-        self._hold(0)
         self._rest.clear()
+        self._hold()
         self._job = None
         self.service.left(self, reason)
 

@@ -29,7 +29,7 @@ from durus.error import ConflictError
 
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS
-from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitRefused, describe_oids
+from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, CommitRefused, describe_oids
 from berkeleydb_storage.server.history import History
 from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.server.metrics import Metrics
@@ -288,7 +288,9 @@ class Desk:
         self.engine.lock.acquire()
         try:
             self._decide(request)
-        except (BerkeleyDBStorageError, ConflictError) as error:
+        except Exception as error:  # whatever it is: the others in the queue are not to wait for ever
+            if not isinstance(error, (BerkeleyDBStorageError, ConflictError)):
+                logger.exception("applying a commit")
             self._metrics.refused += 1
             request.client.refuse(request, error)
         finally:
@@ -451,6 +453,8 @@ class Desk:
     def _flushed(self, error: Exception | None, seconds: float) -> None:
         assert self._flushing is not None
         (group, readers), self._flushing = self._flushing, None
+        if error is not None and not isinstance(error, CommitInDoubt):  # what it was, these commits were applied
+            error = CommitInDoubt(f"the commit was applied, and could not be brought to the disk: {error}")
         self._usual += (seconds - self._usual) / 8
         self._metrics.flushed(len(group), seconds)
         for commit, news, tid in group:

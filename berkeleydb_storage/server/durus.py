@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import perf_counter
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, WireError
 from berkeleydb_storage.protocol import DURUS_VERSION, INVALID, LENGTH, MISSING, OKAY, REFUSED_VERSION
-from berkeleydb_storage.server.connection import AT_ONCE, READ, WRITE, Connection, extended_version
-from berkeleydb_storage.server.desk import NEWS, Commit, Wish
+from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection, extended_version
+from berkeleydb_storage.server.desk import NEWS, STRETCH, Commit, Wish
 
 _LENGTHS = {kind: length for kinds, length in (("NSCPQ.", 1), ("M", 2), ("VB", 5), ("L", 9)) for kind in kinds.encode()}
 """Bytes of each request, as far as they are known from the first of them."""
@@ -24,14 +25,16 @@ class Durus:
     def parse(self, data: bytes) -> int:
         """Serve what is there."""
         c, at, end = self._c, 0, len(data)
+        until = perf_counter() + STRETCH
         for _ in range(AT_ONCE):
-            if at == end or c.busy or c.ended:
+            if at == end or c.busy or c.ended or c.takes_no_more:
                 c.need = 1
                 return at
             need = self._records(data, at) if self.expecting else _LENGTHS.get(data[at], 0)
             if not need:
                 raise WireError(f"there is no request {data[at : at + 1]!r}")
             if end - at >= 5 and data[at] == _BULK and not self.expecting:
+                self._come_in()
                 need = 5 + 8 * self._bounded(LENGTH.unpack_from(data, at + 1)[0], 8)
             if end - at < need:
                 c.need = need
@@ -41,6 +44,8 @@ class Durus:
                 c.need = need
                 return at
             at += need
+            if perf_counter() > until:
+                break
         if at < end:
             c.later()
         c.need = 1
@@ -89,6 +94,7 @@ class Durus:
         wanted = extended_version(version)
         if wanted is not None and not c.welcome:
             c.service.speak_extended(c, wanted)
+            c.later()  # what follows is for the other dialect
             return
         if version != DURUS_VERSION:
             c.write(DURUS_VERSION)
@@ -107,8 +113,7 @@ class Durus:
         c.service.metrics.loads += 1
         if type(found) is bytes:
             c.interest.add(oid)
-            c.write(b"O" + LENGTH.pack(len(found)))
-            c.write(found)
+            c.write_record(b"O" + LENGTH.pack(len(found)), found)
         elif found is None:
             c.write(MISSING)
         elif found == NEWS:
@@ -119,6 +124,7 @@ class Durus:
         return True
 
     def _bulk(self, request: bytes) -> bool:
+        self._c.keep(len(request))
         self._c.run(self._load_all(request))
         return True
 
@@ -154,8 +160,12 @@ class Durus:
         self._c.write(LENGTH.pack(len(news)) + b"".join(news))
 
     def _begin_commit(self, _: bytes) -> bool:
-        self._c.busy = True
-        self._c.service.desk.submit(Wish(self._c))
+        c = self._c
+        c.busy = True
+        if c.rights & WRITE:
+            c.service.desk.submit(Wish(c))
+        else:  # its records will be refused: nobody is to wait for them
+            self.take_turn()
         return True
 
     def take_turn(self) -> None:
@@ -181,6 +191,8 @@ class Durus:
         return True
 
     def _quit(self, _: bytes) -> bool:
+        if not self._c.rights & ADMIN:
+            raise WireError("it asks the server to end, and lacks the right to that")
         self._c.service.shut_down(self._c)
         return True
 

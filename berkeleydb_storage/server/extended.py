@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from time import perf_counter
 from typing import NamedTuple
 
 from berkeleydb_storage.errors import AccessDenied, BerkeleyDBStorageError, CommitInDoubt, CommitRefused, WireError
@@ -49,12 +50,14 @@ from berkeleydb_storage.protocol import (
     require,
 )
 from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection
-from berkeleydb_storage.server.desk import LATER, NEWS, RETRY, Commit
+from berkeleydb_storage.server.desk import LATER, NEWS, RETRY, STRETCH, Commit
 from berkeleydb_storage.server.interest import Interest
 
 _MISSING = frame(UNKNOWN_OBJECT)
 _SYNC_FIRST = frame(REFUSED, pack_refusal("ReadConflictError", "others changed it: sync first"))
 _LOAD_SIZE = 1 + OID_LENGTH
+FIRST_FRAMES = 4096
+"""Bytes of a frame of one who has not come in yet."""
 MOST_OIDS = 4096
 """Oids that are handed out at once."""
 MOST_FETCHED = 10_000
@@ -80,18 +83,20 @@ class Extended:
     def parse(self, data: bytes) -> int:
         """Serve what is there."""
         c, at, end = self._c, 0, len(data)
+        most = c.service.limits.frame if c.rights else FIRST_FRAMES
+        until = perf_counter() + STRETCH
         for _ in range(AT_ONCE):
-            if end - at < HEADER.size or c.busy or c.ended:
+            if end - at < HEADER.size or c.busy or c.ended or c.takes_no_more:
                 c.need = HEADER.size
                 return at
             length, kind = HEADER.unpack_from(data, at)
-            if not 0 < length <= c.service.limits.frame:
-                raise WireError(f"a frame of {length} bytes; at most {c.service.limits.frame} are taken")
+            if not 0 < length <= most:
+                raise WireError(f"a frame of {length} bytes; at most {most} are taken")
             after = at + LENGTH.size + length
             if after > end:
                 c.need = after - at
                 return at
-            if kind == LOAD and length == _LOAD_SIZE and c.rights & READ:
+            if kind == LOAD and length == _LOAD_SIZE and c.rights & READ and self._asked is None:
                 served = self._load(data[at + HEADER.size : after])
             else:
                 served = self._serve(kind, data[at + HEADER.size : after])
@@ -99,6 +104,8 @@ class Extended:
                 c.need = HEADER.size
                 return at
             at = after
+            if perf_counter() > until:
+                break
         if end - at >= HEADER.size:
             c.later()
         c.need = HEADER.size
@@ -129,11 +136,19 @@ class Extended:
     # --- coming in
 
     def _authenticate(self, message: bytes) -> bool:
-        self._c.service.authenticate(self._c, message)
+        c = self._c
+        try:
+            c.service.authenticate(c, message)
+        except AccessDenied as error:
+            self.fail(error)
+            if not c.welcome:
+                c.violate(str(error))
         return True
 
     def _resume(self, payload: bytes) -> bool:
         c, service = self._c, self._c.service
+        if c.welcome:
+            raise WireError("it has come in already")
         if service.users is not None and not c.user:
             self.fail(AccessDenied("this server asks for a password"))
             c.violate("it comes without a password")
@@ -164,7 +179,7 @@ class Extended:
         c.service.metrics.loads += 1
         if type(found) is bytes:
             c.interest.add(oid)
-            c.write(HEADER.pack(1 + len(found), OK) + found)
+            c.write_record(HEADER.pack(1 + len(found), OK), found)
         elif found is None:
             c.write(_MISSING)
         elif found == NEWS:
@@ -189,6 +204,7 @@ class Extended:
 
     def _bulk(self, oids: bytes) -> bool:
         check_oids(oids)
+        self._c.keep(len(oids))
         self._c.run(self._load_all(oids))
         return True
 
@@ -331,6 +347,7 @@ class Extended:
         self._asked, self.expecting = None, False
         self._c.service.metrics.conflicts += 1
         self._c.service.desk.end_turn(self._c)
+        self._c.keep(0)
         self._frame(OK)
         return True
 

@@ -222,7 +222,7 @@ class Service:
     def read(self, connection: Connection, oid: bytes) -> bytes | int | None:
         """Read an object for a client, as `Desk.read` does."""
         found = self.desk.read(connection, oid)
-        if found is None and oid == ROOT_OID and not self.may_create(connection):
+        if found is None and oid == ROOT_OID and connection.rights & WRITE and not self.may_create(connection):
             return RETRY
         return found
 
@@ -237,10 +237,9 @@ class Service:
     def may_create(self, who: object) -> bool:
         """Tell whether a client that finds no root object is the one to make it, and not to wait for another one's."""
         now = monotonic()
-        if self._creator is None or self._creator[0] is who or now > self._creator[1]:
+        if self._creator is None or now > self._creator[1]:
             self._creator = who, now + ROOT_PATIENCE
-            return True
-        return False
+        return self._creator[0] is who
 
     def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return some objects from an oid on, in the order of the oids; none: that was all. Not while `holding`."""
