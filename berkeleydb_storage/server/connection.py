@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Protocol, cast
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError, WireError
+from berkeleydb_storage.events import Event
 from berkeleydb_storage.format import references, unpack_uint64
 from berkeleydb_storage.protocol import EXTENDED, LENGTH
 from berkeleydb_storage.server.desk import STRETCH, Commit
@@ -86,6 +87,8 @@ class Connection(asyncio.Protocol):
         self.host = ""
         self.peer = ""
         self.user = ""
+        self.verdict = "disconnected"
+        """How it ends, for the log."""
         self.need = 1
         """Bytes that must be there before it is worth to look at them again."""
         self.last = self.connected = perf_counter()
@@ -159,7 +162,7 @@ class Connection(asyncio.Protocol):
             self.end(f"refused: {error}")
             return
         except Exception as error:  # a fault of ours: it must not end the server
-            logger.exception("serving %s", self.peer)
+            logger.exception(Event("fault", peer=self.peer))
             self.end(f"a fault of the server: {error!r}")
             return
         if at < len(data):
@@ -233,7 +236,7 @@ class Connection(asyncio.Protocol):
     def conflict(self, error: Exception) -> None:
         """Count a commit that was refused, and log why."""
         self.service.metrics.conflicts += 1
-        logger.debug("commit refused peer=%s user=%s reason=%s", self.peer, self.user, error)
+        logger.debug(Event("conflict", peer=self.peer, user=self.user, reason=error))
 
     def later(self) -> None:
         """Let others have a turn before the next request."""
@@ -282,7 +285,7 @@ class Connection(asyncio.Protocol):
             self._job = None
             self._dialect.fail(error)
         except Exception as error:
-            logger.exception("serving %s", self.peer)
+            logger.exception(Event("fault", peer=self.peer))
             self.end(f"a fault of the server: {error!r}")
         else:
             if done:
@@ -390,6 +393,7 @@ class Connection(asyncio.Protocol):
     def violate(self, reason: str, *, abort: bool = False) -> None:
         """End the connection, because of what the client does."""
         self.service.metrics.violations += 1
+        self.verdict = "violated"
         self.end(reason, abort=abort)
 
     def end(self, reason: str, *, abort: bool = False) -> None:

@@ -30,6 +30,7 @@ from durus.error import ConflictError
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS
 from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, CommitRefused, describe_oids
+from berkeleydb_storage.events import Event, Sparing
 from berkeleydb_storage.server.history import History
 from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.server.metrics import Metrics
@@ -47,6 +48,8 @@ AT_ONCE = 64
 """Records of a commit up to which it is applied without letting others in between."""
 STRETCH = 0.0005
 """Seconds for which the thread works on something long before it looks at other clients."""
+SLOW = 0.25
+"""Seconds from which on a flush is worth a warning."""
 QUICK = 0.0003
 """Seconds that a flush usually takes at most where it is done right here: a hop to another thread and back costs 50 to
 100 microseconds, and others wait for no longer than for any other request."""
@@ -173,6 +176,7 @@ class Desk:
         self.holding = False
         self._loop = loop
         self._metrics = metrics
+        self._log = Sparing(logger)
         self._committed = committed
         self._alone = alone
         self._failed = failed
@@ -290,7 +294,7 @@ class Desk:
             self._decide(request)
         except Exception as error:  # whatever it is: the others in the queue are not to wait for ever
             if not isinstance(error, (BerkeleyDBStorageError, ConflictError)):
-                logger.exception("applying a commit")
+                logger.exception(Event("fault", doing="applying a commit"))
             self._metrics.refused += 1
             request.client.refuse(request, error)
         finally:
@@ -457,6 +461,8 @@ class Desk:
             error = CommitInDoubt(f"the commit was applied, and could not be brought to the disk: {error}")
         self._usual += (seconds - self._usual) / 8
         self._metrics.flushed(len(group), seconds)
+        if seconds >= SLOW:
+            self._log.log(logging.WARNING, Event("slow-flush", seconds=seconds, commits=len(group)))
         for commit, news, tid in group:
             if error is None:
                 self._metrics.committed(len(commit.records), commit.size, perf_counter() - commit.started)
@@ -464,7 +470,7 @@ class Desk:
             else:
                 commit.client.refuse(commit, error)
         if error is not None:
-            logger.critical("what was committed could not be brought to the disk: %s", error)
+            logger.critical(Event("flush-failed", commits=len(group), reason=error))
             self._failed(error)
         self._uncounted += sum(len(commit.records) for commit, _, _ in group)
         if not self.holding:

@@ -246,7 +246,7 @@ class Extended:
         c.answer(frame(OK, *pack_rows(records)))
 
     def _nearby(self, oid: bytes, record: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-        """Go through what an object leads to, breadth first, and then through those that follow it; None: not to be had.
+        """Go through what an object leads to, breadth first, and then what follows it; None: not to be had.
 
         Objects that are born together have oids one after the other, so that the next one in a container is often
         among them.

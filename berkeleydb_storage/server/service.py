@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from time import monotonic, perf_counter
 from typing import Any
@@ -21,7 +21,8 @@ from berkeleydb_storage.auth.networks import Networks
 from berkeleydb_storage.auth.rights import Rights
 from berkeleydb_storage.auth.throttle import Throttle
 from berkeleydb_storage.auth.users import Users
-from berkeleydb_storage.errors import AccessDenied, AuthenticationError, BerkeleyDBStorageError, StorageClosed
+from berkeleydb_storage.errors import AccessDenied, AuthenticationError, BerkeleyDBStorageError
+from berkeleydb_storage.events import Event, Sparing
 from berkeleydb_storage.format import ROOT_OID, pack_uint64, unpack_uint64
 from berkeleydb_storage.protocol import (
     COMMITTED,
@@ -34,6 +35,7 @@ from berkeleydb_storage.protocol import (
     frame,
     pack_json,
 )
+from berkeleydb_storage.server.chores import Chores
 from berkeleydb_storage.server.connection import ADMIN, READ, WRITE, Connection
 from berkeleydb_storage.server.desk import RETRY, Desk
 from berkeleydb_storage.server.durus import Durus
@@ -45,11 +47,13 @@ from berkeleydb_storage.storage import BerkeleyDBStorage
 from berkeleydb_storage.transport.unix import peer_uid
 from berkeleydb_storage.version import __version__
 
-logger = logging.getLogger("berkeleydb_storage.server")
+logger = logging.getLogger(__name__)
 
 ROOT_PATIENCE = 2.0
 """Seconds that a client may take to make the root object, while others that ask for it wait."""
 
+LEVELS = {"disconnected": logging.INFO, "refused": logging.WARNING, "violated": logging.WARNING}
+"""Of the events with which connections end."""
 ROOT_PAUSE = 0.02
 """Seconds between two looks whether it is there."""
 
@@ -67,6 +71,7 @@ class Service:
         networks: Networks,
         rights: Rights,
         stop: Callable[[str], None],
+        backup_to: str | os.PathLike[str] | None = None,
     ) -> None:
         """Begin.
 
@@ -78,6 +83,7 @@ class Service:
             networks: from where.
             rights: of clients where there are no users.
             stop: called when the server is to end, with the reason.
+            backup_to: the directory for backups that clients ask for; None: they cannot.
         """
         self.storage = storage
         self.engine = storage.engine
@@ -97,7 +103,9 @@ class Service:
         self._hosts: Counter[str] = Counter()
         self._creator: tuple[object, float] | None = None
         self._threads = ThreadPoolExecutor(2, "berkeleydb_storage server")
-        self._packing: threading.Thread | None = None
+        self.chores = Chores(storage, self.metrics, backup_to)
+        self.log = Sparing(logger)
+        """For what strangers can cause."""
         self.desk = Desk(
             self.engine,
             loop,
@@ -129,12 +137,13 @@ class Service:
         reason = self._unwelcome(connection)
         if reason:
             self.metrics.turned_away += 1
+            connection.verdict = "refused"
             connection.end(reason, abort=True)
             return
         connection.granted = self._rights.value if self.users is None else 0
         if self.users is None and uid is not None and uid in (0, os.geteuid()):
             connection.granted = READ | WRITE | ADMIN
-        logger.debug("connected peer=%s", connection.peer)
+        logger.debug(Event("connected", peer=connection.peer))
 
     def _unwelcome(self, connection: Connection) -> str:
         if connection.host and not self._networks.admits(connection.host):
@@ -156,8 +165,8 @@ class Service:
         self.desk.forget(connection)
         if self._creator is not None and self._creator[0] is connection:
             self._creator = None
-        level = logging.DEBUG if reason == "hung up" else logging.INFO
-        logger.log(level, "disconnected peer=%s user=%s reason=%s", connection.peer, connection.user, reason)
+        level = logging.DEBUG if reason == "hung up" else LEVELS[connection.verdict]
+        self.log.log(level, Event(connection.verdict, peer=connection.peer, user=connection.user, reason=reason))
 
     def welcome(self, connection: Connection) -> None:
         """Begin to serve a client that may come in."""
@@ -196,7 +205,7 @@ class Service:
             connection.user = handshake.user or ""
             connection.granted = handshake.rights.value
             self._throttle.succeeded(host, handshake.claimed, self.loop.time())
-            logger.info("logged in peer=%s user=%s", connection.peer, connection.user)
+            logger.info(Event("logged-in", peer=connection.peer, user=connection.user))
         delay = self._throttle.delay(host, handshake.claimed, self.loop.time()) if first else 0.0
         answer = frame(OK, reply)
         if delay:
@@ -210,7 +219,7 @@ class Service:
     ) -> None:
         self.metrics.failed_passwords += 1
         self._throttle.failed(host, handshake.claimed, self.loop.time())
-        logger.warning("password refused peer=%s reason=%s", connection.peer, error.reason)
+        self.log.log(logging.WARNING, Event("password-refused", peer=connection.peer, reason=error.reason))
         connection.reject(error)
 
     def lacks(self, right: str) -> AccessDenied:
@@ -301,42 +310,41 @@ class Service:
                 result = work()
             except Exception as error:
                 result = error
-            self.loop.call_soon_threadsafe(done, result)
+            self.call_soon(done, result)
 
         self._threads.submit(run)
 
     def information(self) -> dict[str, Any]:
-        """Return what `INFORMATION` tells. Any thread."""
+        """Return what `INFORMATION` tells, as values for JSON. Any thread; waits for the engine's mutex."""
+        storage = asdict(self.storage.statistics())
+        for name in ("collected", "packing"):
+            if storage[name] is not None:
+                storage[name] = storage[name]._asdict()
         return {
             "version": __version__,
             "seconds": monotonic() - self.began,
             "connections": len(self.connections),
+            **self.chores.information(),
             "server": self.metrics.values(),
-            "storage": asdict(self.storage.statistics()),
+            "storage": storage,
         }
 
     def pack(self) -> None:
         """Begin a full pack, if there is none under way."""
-        if self._packing is None or not self._packing.is_alive():
-            self._packing = threading.Thread(target=self._pack, name="berkeleydb_storage pack", daemon=True)
-            self._packing.start()
+        self.chores.pack()
 
     def finish_packing(self) -> None:
         """Wait until the pack under way is done, if there is one. Any thread but that of the server."""
-        if self._packing is not None:
-            self._packing.join()
-
-    def _pack(self) -> None:
-        try:
-            self.storage.pack()
-        except StorageClosed:
-            logger.info("the pack ends with the server")
-        except BerkeleyDBStorageError as error:
-            logger.error("packing stopped: %s", error)
+        self.chores.finish_packing()
 
     def backup(self, progress: Callable[[Any], None], done: Callable[[Any], None]) -> None:
-        """Make a backup now."""
-        raise AccessDenied("this server was not told where to put backups")
+        """Begin a backup, as `Chores.backup` does; both are called by this thread."""
+        self.chores.backup(lambda values: self.call_soon(progress, values), lambda values: self.call_soon(done, values))
+
+    def call_soon(self, function: Callable[[Any], None], argument: Any) -> None:
+        """Call a function in the server's thread, if there still is one. Any thread."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(function, argument)
 
     def shut_down(self, connection: Connection) -> None:
         """End the server, if the client has the right to that."""

@@ -22,6 +22,7 @@ from berkeleydb_storage.auth.networks import Networks
 from berkeleydb_storage.auth.rights import Rights
 from berkeleydb_storage.auth.users import Users
 from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError
+from berkeleydb_storage.events import Event
 from berkeleydb_storage.server.connection import Connection
 from berkeleydb_storage.server.limits import Limits
 from berkeleydb_storage.server.service import Service
@@ -29,8 +30,9 @@ from berkeleydb_storage.storage import BerkeleyDBStorage
 from berkeleydb_storage.transport import systemd, unix
 from berkeleydb_storage.transport.addresses import Address, bound_address, is_loopback, listen, parse_address
 from berkeleydb_storage.transport.tls import ServerCertificates
+from berkeleydb_storage.version import __version__
 
-logger = logging.getLogger("berkeleydb_storage.server")
+logger = logging.getLogger(__name__)
 
 TICK = 1.0
 """Seconds between two looks at time-outs."""
@@ -61,6 +63,7 @@ class Server:
         owner: str | int | None = None,
         group: str | int | None = None,
         umask: int | None = None,
+        backup_to: str | os.PathLike[str] | None = None,
     ) -> None:
         """Prepare a server.
 
@@ -78,6 +81,7 @@ class Server:
             owner: of the file of a Unix socket; None: the process's.
             group: likewise.
             umask: the permissions that it does not get; None: the process's.
+            backup_to: the directory for backups that clients with the right to administer ask for; None: they cannot.
 
         Raises:
             OptionError: the options contradict each other.
@@ -101,6 +105,7 @@ class Server:
             raise OptionError("tls:// takes a certificate and its key")
         if self._users is not None and certificates is None and not insecure:
             self._require_privacy()
+        self._backup_to = backup_to
         self._file: dict[str, Any] = {"owner": owner, "group": group, "umask": umask}
         self._addresses: list[Address] = []
         self._open: list[socket.socket] = []
@@ -211,9 +216,9 @@ class Server:
                 try:
                     each.reload()
                 except BerkeleyDBStorageError as error:
-                    logger.error("not reloaded, what was read before stays in use: %s", error)
+                    logger.error(Event("not-reloaded", what=type(each).__name__.lower(), reason=error))
                 else:
-                    logger.info("reloaded %s", type(each).__name__)
+                    logger.info(Event("reloaded", what=type(each).__name__.lower()))
 
     def information(self) -> dict[str, Any]:
         """Return statistics of the server and of the storage, as values for JSON."""
@@ -262,13 +267,14 @@ class Server:
                 networks=self._networks,
                 rights=self._rights,
                 stop=self._stop,
+                backup_to=self._backup_to,
             )
             for sock in sockets:
                 listeners.append(await self._accept(loop, sock, service))
             self._watch_signals(loop)
             ticking = loop.create_task(self._tick(service))
             self._ready.set()
-            logger.info("listening addresses=%s", ",".join(self.addresses))
+            logger.info(Event("listening", addresses=",".join(self.addresses), pid=os.getpid(), version=__version__))
             systemd.notify("READY=1")
             await self._stopping.wait()
             ticking.cancel()
@@ -302,6 +308,8 @@ class Server:
         if secure and self._certificates is not None:
             options["ssl"] = self._certificates.context
             options["ssl_handshake_timeout"] = self._limits.handshake
+        if sock.family == socket.AF_UNIX and sys.version_info >= (3, 13):
+            options["cleanup_socket"] = False  # the file is not the loop's: it is systemd's, or `unlink` removes it
         make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
         return await make(lambda: Connection(service), sock=sock, **options)
 
@@ -331,16 +339,17 @@ class Server:
             try:
                 service.tick()
             except Exception:
-                logger.exception("looking after the connections")
+                logger.exception(Event("fault", doing="looking after the connections"))
 
     def _stop(self, reason: str) -> None:
         if self._stopping is not None and not self._stopping.is_set():
-            logger.info("ending reason=%s", reason)
+            logger.info(Event("ending", reason=reason))
             systemd.notify("STOPPING=1")
             self._stopping.set()
 
     async def _finish(self, service: Service) -> None:
         """Hang up on those who wait for nothing, let the others have their answers, and hang up on them, too."""
+        service.chores.end()
         until = asyncio.get_running_loop().time() + GRACE
         while asyncio.get_running_loop().time() < until:
             for connection in list(service.connections):
@@ -371,8 +380,8 @@ os.register_at_fork(after_in_child=_forked)
 def _address_of(sock: socket.socket, tls: bool) -> Address:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
-        return parse_address(f"unix:{name}")
-    return parse_address((name[0], name[1])) if not tls else parse_address(f"tls://{name[0]}:{name[1]}")
+        return Address(path=name if isinstance(name, str) else f"@{os.fsdecode(name[1:])}")
+    return Address(name[0], name[1], tls=tls)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
