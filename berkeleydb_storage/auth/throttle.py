@@ -74,7 +74,7 @@ class _Table:
             return 0.0
         found = self._failures[key]
         found.next = min(max(now, found.next) + penalty, now + self._ceiling)
-        return found.next - now
+        return min(found.next - now, self._ceiling)
 
     def failed(self, key: str, now: float) -> None:
         found = self._failures.setdefault(key, _Failures())
