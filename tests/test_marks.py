@@ -316,7 +316,11 @@ def child(path, point, count, mode):
 
     failpoints.hook = hook
     with quiet(path, **MODES[mode]) as storage:
+        if point == "renewed":
+            storage._engine.renew_identity()
         tell("open", 0, identity(storage).hex(), storage._engine.journal.tid)
+        failpoints.reached("opened")
+        failpoints.reached("renewed")
         for turn in range(int(count) + 5):
             number = storage._engine.journal.tid * 1000 + os.getpid() % 1000
             tell("begun", number, identity(storage).hex(), storage._engine.journal.tid)
@@ -405,6 +409,17 @@ def test_killed_while_it_recovers(tmp_path, mode):
     after = reopened(tmp_path)
     assert (after == before) == (mode == "durable")
     assert reopened(tmp_path) == after
+
+
+def test_killed_right_after_it_was_renewed(tmp_path):
+    """It is on the disk before anybody is told, and before storage.json says that nothing was lost."""
+    first = killed(tmp_path, "buffered")
+    second = killed(tmp_path, "durable", "opened")
+    assert second != first
+    assert durable_noted(tmp_path)
+    third = killed(tmp_path, "durable", "renewed")
+    assert third not in (first, second)
+    assert reopened(tmp_path) == third
 
 
 def test_readers_of_what_was_killed_see_the_identity_that_it_had(tmp_path):
