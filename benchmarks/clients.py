@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import count, cycle
+from itertools import count, cycle, islice
 from typing import Any
 
 from durus.client_storage import ClientStorage as DurusClientStorage
 from durus.connection import Connection
+from durus.error import ReadConflictError
 from durus.storage import Storage
 
 from benchmarks.records import FOLDER, Item, record
+from benchmarks.shapes import GOES_THROUGH
 from berkeleydb_storage.client import ClientStorage
-from berkeleydb_storage.format import pack_uint64
+from berkeleydb_storage.format import pack_uint64, unpack_uint64
 
 OURS, DURUS = "our client", "Durus' client"
 
@@ -39,21 +42,35 @@ def timed(step: Callable[[], object], seconds: float, most: int | None = None) -
     return {"rate": len(taken) / (now - started), "taken": [round(each * 1e6, 1) for each in taken]}
 
 
-def paced(step: Callable[[], object], seconds: float, every: float) -> Measured:
-    """Do something every so many seconds; what begins late because of the one before has waited since it was due."""
-    clock, taken = time.perf_counter, []
-    started = due = clock()
-    while due < started + seconds:
-        early = due - clock()
-        if early > 0:
-            time.sleep(early)
-            begun = clock()
-        else:
-            begun = due
-        step()
-        taken.append(clock() - begun)
-        due += every
-    return {"rate": len(taken) / (clock() - started), "taken": [round(each * 1e6, 1) for each in taken]}
+class Paced:
+    """Does something every so many seconds, in a thread. What begins late has waited since it was due."""
+
+    def __init__(self, step: Callable[[], object], every: float) -> None:
+        """Begin."""
+        self._step = step
+        self._every = every
+        self._ended = threading.Event()
+        self._taken: list[tuple[float, float]] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        clock = time.perf_counter
+        due = clock()
+        while not self._ended.is_set():
+            now = clock()
+            if now < due:
+                time.sleep(due - now)
+            begun = max(due, clock()) if now < due else due
+            self._step()
+            self._taken.append((begun, clock() - begun))
+            due += self._every
+
+    def end(self) -> list[tuple[float, float]]:
+        """End; return when each began and what it took, in seconds."""
+        self._ended.set()
+        self._thread.join()
+        return self._taken
 
 
 def ignore(oids: Sequence[bytes]) -> None:
@@ -90,11 +107,11 @@ class Client:
         """Hang up."""
         self._storage.close()
 
-    def connecting(self, kind: str, port: int, authority: str, seconds: float) -> Measured:
+    def connecting(self, seconds: float, *where: Any) -> Measured:
         """Connect, load an object, and hang up, again and again."""
 
         def step() -> None:
-            storage = connected(kind, port, authority)
+            storage = connected(*where)
             storage.load(pack_uint64(0))
             storage.close()
 
@@ -112,9 +129,26 @@ class Client:
         """Load objects one by one."""
         return timed(self._load(objects), seconds)
 
-    def paced_loads(self, objects: int, seconds: float, every: float) -> Measured:
-        """Load an object every so many seconds."""
-        return paced(self._load(objects), seconds, every)
+    def pace_loads(self, objects: int, every: float) -> None:
+        """Begin to load an object every so many seconds; where others changed it, as a program does: after a sync."""
+        load = self._load(objects)
+
+        def step() -> None:
+            try:
+                load()
+            except ReadConflictError:
+                self._storage.sync()
+                load()
+
+        self._paced = Paced(step, every)
+
+    def pace_commits(self, objects: int, clients: int, every: float) -> None:
+        """Begin to commit a new version of an object every so many seconds."""
+        self._paced = Paced(self._commit(objects, clients), every)
+
+    def pause(self) -> list[tuple[float, float]]:
+        """End that; return when each began, by the clock of all processes, and how many seconds it took."""
+        return self._paced.end()
 
     def have_all(self, objects: int) -> None:
         """Load all objects, so that the client counts as having them; learn of all that others changed."""
@@ -129,8 +163,8 @@ class Client:
         """Return the objects that only this client changes; no folders."""
         return [number for number in range(self._number, objects, clients) if number % FOLDER > 1]
 
-    def commits(self, objects: int, clients: int, seconds: float, most: int | None = None) -> Measured:
-        """Commit new versions of objects, one by one."""
+    def _commit(self, objects: int, clients: int) -> Callable[[], object]:
+        """Return what commits a new version of one of its objects after the other."""
         storage, chosen = self._storage, cycle(self.own(objects, clients)).__next__
         begin, store, end = storage.begin, storage.store, storage.end
 
@@ -140,7 +174,38 @@ class Client:
             store(pack_uint64(number), record(number, next(self._versions)))
             end(ignore)
 
-        return timed(step, seconds, most)
+        return step
+
+    def commits(self, objects: int, clients: int, seconds: float, most: int | None = None) -> Measured:
+        """Commit new versions of objects, one by one."""
+        return timed(self._commit(objects, clients), seconds, most)
+
+    def prepare_large(self, objects: int, clients: int, number: int) -> None:
+        """Prepare to commit so many new objects at once, in folders that one of its objects refers to."""
+        storage = self._storage
+        storage.begin()
+        oids = [storage.new_oid() for _ in range(number)]
+        folders = oids[::FOLDER]
+        holder = self.own(objects, clients)[0]
+        storage.store(pack_uint64(holder), record(holder, 0, b"".join(folders)))
+        for at, oid in enumerate(oids):
+            inside = b"" if at % FOLDER else b"".join(oids[at + 1 : at + FOLDER])
+            storage.store(oid, record(unpack_uint64(oid), 0, inside))
+
+    def commit_large(self) -> tuple[float, float]:
+        """Commit them; return when that began and ended, by the clock of all processes."""
+        started = time.perf_counter()
+        self._storage.end(ignore)
+        return started, time.perf_counter()
+
+    # --- through a connection
+
+    def traverse(self, shape: str, most: int) -> Measured:
+        """Go through one of the shapes, or the first objects of it, with an empty cache."""
+        started = time.perf_counter()
+        connection = Connection(self._storage, cache_size=1 << 30)
+        seen = sum(1 for _ in islice(GOES_THROUGH[shape](connection.get_root()[shape]), most))
+        return {"rate": seen / (time.perf_counter() - started), "seen": seen}
 
     def make_item(self) -> None:
         """Store an object of its own, through a connection."""

@@ -25,11 +25,13 @@ class Contestant:
     kind: str
     """Of the clients."""
     authority: str = ""
+    """A file, where it is TLS."""
+    prefetch: int = 0
 
     @property
     def where(self) -> list[object]:
         """What clients connect to: arguments of `Client.connect`."""
-        return [self.kind, self.server.call("port"), self.authority]
+        return [self.kind, self.server.call("port"), self.authority, self.prefetch]
 
 
 class Crowd:

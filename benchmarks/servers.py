@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,29 @@ from durus.storage_server import StorageServer
 from benchmarks.facts import quiet_durus
 from benchmarks.peers import OPENERS, OURS, ours
 from benchmarks.records import build
+from benchmarks.shapes import build_shapes
 from benchmarks.workers import Worker
 from berkeleydb_storage.server import Server
 from berkeleydb_storage.transport.tls import ServerCertificates
+
+BUILDERS: dict[str, Callable[[Connection, int], None]] = {"items": build, "shapes": build_shapes}
+"""What a storage is filled with."""
 
 
 class OurServer:
     """Ours, durable, with the default policies."""
 
-    def __init__(self, path: str, objects: int = 0, certificate: str = "") -> None:
+    def __init__(self, path: str, objects: int, contents: str = "items", certificate: str = "") -> None:
         """Serve a storage on a port of loopback, and over TLS if there is a certificate with its key.
 
         Args:
             path: the directory.
-            objects: how many to make, where there are none.
-            certificate: a file.
+            objects: how many to make.
+            contents: of what kind: a name of `BUILDERS`.
+            certificate: a file with both.
         """
         self._storage = ours(Path(path))
-        if objects:
-            build(Connection(self._storage), objects)
+        BUILDERS[contents](Connection(self._storage), objects)
         pair = ServerCertificates(certificate, certificate) if certificate else None
         scheme = "tls://" if certificate else ""
         self._server = Server(self._storage, f"{scheme}127.0.0.1:0", certificates=pair)
@@ -56,18 +61,18 @@ class OurServer:
 class DurusServer:
     """Durus' own."""
 
-    def __init__(self, name: str, path: str, objects: int = 0) -> None:
+    def __init__(self, name: str, path: str, objects: int, contents: str = "items") -> None:
         """Serve a storage of Durus on a port of loopback.
 
         Args:
             name: of the storage's class.
             path: its file.
-            objects: how many to make, where there are none.
+            objects: how many to make.
+            contents: of what kind: a name of `BUILDERS`.
         """
         quiet_durus()
         storage = OPENERS[name](Path(path))
-        if objects:
-            build(Connection(storage), objects)
+        BUILDERS[contents](Connection(storage), objects)
         self._port = _free_port()
         server = StorageServer(storage, host="127.0.0.1", port=self._port)
         listening = server.address.get_listening_socket()

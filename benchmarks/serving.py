@@ -8,12 +8,12 @@ from pathlib import Path
 
 from benchmarks.clients import DURUS
 from benchmarks.clients import OURS as OUR_CLIENT
-from benchmarks.crowd import Contestant, Crowd, compete, rows, summed
+from benchmarks.crowd import Contestant, Crowd, Found, compete, rows, summed
 from benchmarks.measure import Result, progress, ratios
 from benchmarks.peers import FILE, FILE2, NEVER_SYNCS, OURS, SYNCS
 from benchmarks.servers import server
 from benchmarks.slowsync import slow_disk
-from benchmarks.workers import together
+from benchmarks.workers import Worker, together
 
 OLD_CLIENT = "ours, Durus' client"
 SLOW = 0.002
@@ -35,42 +35,57 @@ class Sizes:
     """Numbers of clients that commit."""
     shared: int
     """Commits of each client where all have all objects."""
+    few_rounds: int
+    """Of what takes long."""
+    large: int
+    """Objects in a large commit."""
+    stall: float
+    """Seconds for which half a commit is all there is."""
+    traversed: int
+    traversed_slowly: int
+    """Objects visited over a slow network, with prefetch and without."""
+    prefetch: int
 
 
-QUICK = Sizes(20_000, 0.5, 3, (1, 8), (1, 8, 32), 100)
-FULL = Sizes(100_000, 2.0, 7, (1, 8), (1, 8, 32), 500)
-TINY = Sizes(300, 0.02, 1, (1, 2), (1, 2), 3)
+QUICK = Sizes(20_000, 0.5, 3, (1, 8), (1, 8, 32), 100, 2, 20_000, 1.0, 10_000, 1000, 300)
+FULL = Sizes(100_000, 2.0, 7, (1, 8), (1, 8, 32), 500, 3, 100_000, 12.0, 100_000, 10_000, 300)
+TINY = Sizes(300, 0.02, 1, (1, 2), (1, 2), 3, 1, 300, 0.05, 50, 20, 10)
 
 
 class Field:
     """Servers that run side by side, and their clients. While one has work the others wait."""
 
-    def __init__(self, directory: Path, objects: int, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, objects: int, environment: dict[str, str] | None = None, contents: str = "items"
+    ) -> None:
         """Start none yet.
 
         Args:
             directory: for their storages.
             objects: in each of them.
             environment: variables of the servers.
+            contents: kind of the objects.
         """
         self._directory = directory
         self._objects = objects
         self._environment = environment
+        self._contents = contents
         self._stack = ExitStack()
         self.crowd = self._stack.enter_context(Crowd())
 
-    def ours(self, about: str) -> Contestant:
-        """Add our server with our client."""
-        return self._add(OURS, OURS, about, OUR_CLIENT)
+    def ours(self, about: str, certificate: Path | str = "", authority: Path | str = "") -> Contestant:
+        """Add our server with our client; over TLS, if there is a certificate, and the authority that signed it."""
+        name = f"{OURS}, TLS" if certificate else OURS
+        return Contestant(name, about, self._start(OURS, name, certificate), OUR_CLIENT, str(authority))
 
-    def durus(self, name: str, about: str) -> Contestant:
+    def durus(self, storage: str, about: str) -> Contestant:
         """Add Durus' server, over a storage of its own."""
-        return self._add(f"Durus, {name}", name, about, DURUS)
+        name = f"Durus, {storage}"
+        return Contestant(name, about, self._start(storage, name), DURUS)
 
-    def _add(self, name: str, storage: str, about: str, kind: str) -> Contestant:
-        path = self._directory / name
-        worker = self._stack.enter_context(server(storage, path, self._objects, environment=self._environment))
-        return Contestant(name, about, worker, kind)
+    def _start(self, storage: str, name: str, *more: object) -> Worker:
+        arguments = self._directory / name, self._objects, self._contents, *more
+        return self._stack.enter_context(server(storage, *arguments, environment=self._environment))
 
     def __enter__(self) -> Field:
         """Return it."""
@@ -81,7 +96,7 @@ class Field:
         self._stack.close()
 
 
-def _clients(number: int) -> str:
+def clients(number: int) -> str:
     return "1 client" if number == 1 else f"{number} clients"
 
 
@@ -99,24 +114,24 @@ def loads(directory: Path, sizes: Sizes) -> list[Result]:
 
 
 def _loads(field: Field, contestants: list[Contestant], number: int, sizes: Sizes) -> Result:
-    progress(f"serve-loads: {_clients(number)}")
+    progress(f"serve-loads: {clients(number)}")
     found = compete(
         contestants,
         sizes.rounds,
         lambda each: field.crowd.work(each, number, "loads", sizes.objects, sizes.window),
     )
     result = Result(
-        f"serve-loads, {_clients(number)}",
+        f"serve-loads, {clients(number)}",
         f"load(oid) of {sizes.objects:,} small objects in random order, each client in one of its own, for "
         f"{sizes.window:g} s. Loads a second of all clients together; how long a load takes its client.",
     )
     rows(result, contestants, found, "loads/s")
     theirs, mine, old = (found[each.name]["rate"] for each in contestants)
     goal = {1: 2.0, 8: 1.6}.get(number)
-    result.figure(f"ours / Durus, {_clients(number)}", ratios(mine, theirs), least=goal)
-    result.figure(f"ours with Durus' client / Durus, {_clients(number)}", ratios(old, theirs))
+    result.figure(f"ours / Durus, {clients(number)}", ratios(mine, theirs), least=goal)
+    result.figure(f"ours with Durus' client / Durus, {clients(number)}", ratios(old, theirs))
     p99 = ratios(found[contestants[1].name]["p99"], found[contestants[0].name]["p99"])
-    result.figure(f"p99, ours / Durus, {_clients(number)}", p99)
+    result.figure(f"p99, ours / Durus, {clients(number)}", p99)
     return result
 
 
@@ -152,18 +167,18 @@ def _all_commits(
 def _commits(
     name: str, how: str, field: Field, pair: list[Contestant], number: int, sizes: Sizes, goal: float | None
 ) -> Result:
-    progress(f"{name}: {_clients(number)}")
+    progress(f"{name}: {clients(number)}")
     result = Result(
-        f"{name}, {_clients(number)}",
+        f"{name}, {clients(number)}",
         f"begin, store of one small object, end, by each client of objects that only it has, for {sizes.window:g} s"
         f"{how}. Commits a second of all clients together; how long a commit takes its client.",
     )
     arguments = ["commits", sizes.objects, number, sizes.window]
     found = compete(pair, sizes.rounds, lambda each: field.crowd.work(each, number, *arguments))
-    return _compared(result, pair, found, number, goal)
+    return _compared(result, pair, found, goal)
 
 
-def _compared(result: Result, pair: list[Contestant], found, number: int, goal: float | None = None) -> Result:
+def _compared(result: Result, pair: list[Contestant], found: Found, goal: float | None = None) -> Result:
     rows(result, pair, found, "commits/s")
     theirs, mine = (found[each.name] for each in pair)
     about = result.name.partition(", ")[2]
@@ -173,10 +188,10 @@ def _compared(result: Result, pair: list[Contestant], found, number: int, goal: 
 
 
 def _shared(name: str, how: str, field: Field, pair: list[Contestant], number: int, sizes: Sizes) -> Result:
-    progress(f"{name}: {_clients(number)} that have everything")
+    progress(f"{name}: {clients(number)} that have everything")
     objects = min(sizes.objects, 2 * sizes.shared * number)
     result = Result(
-        f"{name}, {_clients(number)} that have everything",
+        f"{name}, {clients(number)} that have everything",
         f"The same, where all clients have loaded all {objects:,} objects before, so that the server has to ask them "
         f"about what others changed; {sizes.shared:,} commits each{how}.",
     )
@@ -189,13 +204,13 @@ def _shared(name: str, how: str, field: Field, pair: list[Contestant], number: i
         together(workers, "disconnect")
         return summed(found)
 
-    return _compared(result, pair, compete(pair, sizes.rounds, work), number)
+    return _compared(result, pair, compete(pair, sizes.rounds, work))
 
 
 def _connections(name: str, how: str, field: Field, pair: list[Contestant], number: int, sizes: Sizes) -> Result:
-    progress(f"{name}: {_clients(number)}, through Connection")
+    progress(f"{name}: {clients(number)}, through Connection")
     result = Result(
-        f"{name}, {_clients(number)} through Connection",
+        f"{name}, {clients(number)} through Connection",
         f"The same, as a program does it: an attribute of an object is set, and commit() of a Connection called{how}.",
     )
     workers = field.crowd.get(number)
@@ -205,6 +220,4 @@ def _connections(name: str, how: str, field: Field, pair: list[Contestant], numb
             worker.call("make_item")
             worker.call("disconnect")
     work = "connection_commits", sizes.window
-    return _compared(
-        result, pair, compete(pair, sizes.rounds, lambda each: field.crowd.work(each, number, *work)), number
-    )
+    return _compared(result, pair, compete(pair, sizes.rounds, lambda each: field.crowd.work(each, number, *work)))
