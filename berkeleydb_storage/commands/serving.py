@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from berkeleydb_storage.auth.users import Users
+from berkeleydb_storage.backup import Every
 from berkeleydb_storage.commands.command import Command, add_directory, size
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.errors import OptionError
@@ -62,6 +63,8 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
             owner=_number_or_name(arguments.owner),
             group=_number_or_name(arguments.group),
             umask=arguments.umask,
+            backup_to=arguments.backup_to,
+            metrics=arguments.metrics,
         )
         if hangups:
             server.reload()
@@ -74,7 +77,24 @@ def _serve(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _storage(arguments: argparse.Namespace) -> BerkeleyDBStorage:
-    return BerkeleyDBStorage(arguments.directory, read_only=arguments.read_only, cachesize=arguments.cachesize)
+    return BerkeleyDBStorage(
+        arguments.directory,
+        read_only=arguments.read_only,
+        cachesize=arguments.cachesize,
+        backup=_backups(arguments),
+    )
+
+
+def _backups(arguments: argparse.Namespace) -> Every | None:
+    """Return when the storage is backed up by itself."""
+    if arguments.backup_every is None:
+        if arguments.backup_keep is not None:
+            raise OptionError("--backup-keep is for backups made by --backup-every; others stay")
+        return None
+    if arguments.backup_to is None or arguments.read_only:
+        raise OptionError("--backup-every takes a directory, --backup-to, and a storage that is not --read-only")
+    keep = {} if arguments.backup_keep is None else {"keep": arguments.backup_keep}
+    return Every(arguments.backup_every, arguments.backup_to, **keep)
 
 
 def _certificates(arguments: argparse.Namespace) -> ServerCertificates | None:
@@ -159,6 +179,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--read-only", action="store_true", help="never write to DIRECTORY; commits are refused")
     _add_security(parser)
+    add("--metrics", metavar="ADDRESS", help="answer Prometheus there: GET /metrics, without a password")
+    backups = parser.add_argument_group("backups")
+    backups.add_argument("--backup-to", metavar="DIR", help="for those that `durus-bdb server … backup` asks for")
+    backups.add_argument("--backup-every", type=float, metavar="SECONDS", help="make them by itself, too")
+    backups.add_argument("--backup-keep", type=int, metavar="N", help="of these the newest N stay (default: 10)")
     files = parser.add_argument_group("the file of a Unix socket")
     files.add_argument("--owner", metavar="USER", help="whose it is (default: the process's)")
     files.add_argument("--group", metavar="GROUP", help="likewise")

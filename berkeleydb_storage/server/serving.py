@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from berkeleydb_storage.auth.networks import Networks
@@ -32,12 +32,17 @@ from berkeleydb_storage.transport.addresses import Address, bound_address, is_lo
 from berkeleydb_storage.transport.tls import ServerCertificates
 from berkeleydb_storage.version import __version__
 
+if TYPE_CHECKING:
+    from berkeleydb_storage.server.prometheus import Exporter
+
 logger = logging.getLogger(__name__)
 
 TICK = 1.0
 """Seconds between two looks at time-outs."""
 GRACE = 10.0
 """Seconds that requests under way have at the end."""
+STALLED = 1.0
+"""Seconds that a client has at the end to take its answers."""
 PAUSE = 0.005
 """Seconds between two looks whether they are done."""
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -64,6 +69,7 @@ class Server:
         group: str | int | None = None,
         umask: int | None = None,
         backup_to: str | os.PathLike[str] | None = None,
+        metrics: str | None = None,
     ) -> None:
         """Prepare a server.
 
@@ -82,6 +88,8 @@ class Server:
             group: likewise.
             umask: the permissions that it does not get; None: the process's.
             backup_to: the directory for backups that clients with the right to administer ask for; None: they cannot.
+            metrics: where to listen for Prometheus, such as "127.0.0.1:9100"; None: nowhere. It takes the extra
+                ``metrics``. There is no password: whoever can connect can read the numbers.
 
         Raises:
             OptionError: the options contradict each other.
@@ -106,6 +114,7 @@ class Server:
         if self._users is not None and certificates is None and not insecure:
             self._require_privacy()
         self._backup_to = backup_to
+        self._exporter = None if metrics is None else self._new_exporter(metrics)
         self._file: dict[str, Any] = {"owner": owner, "group": group, "umask": umask}
         self._addresses: list[Address] = []
         self._open: list[socket.socket] = []
@@ -127,6 +136,19 @@ class Server:
                 f"passwords are asked for at {', '.join(open_ones)} without TLS: give a certificate, listen on "
                 "loopback or a Unix socket, or say that it is meant (insecure)"
             )
+
+    def _new_exporter(self, address: str) -> Exporter:
+        try:
+            from berkeleydb_storage.server.prometheus import Exporter
+        except ImportError as error:
+            remedy = "pip install 'durus-berkeleydbstorage[metrics]'"
+            raise OptionError(f"metrics need prometheus-client: {remedy}") from error
+        return Exporter(address, self.information)
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where it answers Prometheus; None: nowhere."""
+        return None if self._exporter is None else self._exporter.address
 
     @property
     def address(self) -> str:
@@ -200,6 +222,8 @@ class Server:
         sockets = [sock.fileno() for sock in self._open]
         if self._service is not None:
             sockets += [connection.descriptor for connection in self._service.connections]
+        if self._exporter is not None:
+            sockets.append(self._exporter.fileno())
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for descriptor in sockets:
             if descriptor >= 0:
@@ -254,6 +278,7 @@ class Server:
             self._ready.set()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.set_exception_handler(_note_fault)
         self._stopping = asyncio.Event()
         sockets = self._open = self._listen()
         listeners: list[asyncio.Server] = []
@@ -273,6 +298,9 @@ class Server:
                 listeners.append(await self._accept(loop, sock, service))
             self._watch_signals(loop)
             ticking = loop.create_task(self._tick(service))
+            if self._exporter is not None:
+                self._exporter.start()
+                logger.info(Event("metrics", address=self._exporter.address))
             self._ready.set()
             logger.info(Event("listening", addresses=",".join(self.addresses), pid=os.getpid(), version=__version__))
             systemd.notify("READY=1")
@@ -286,6 +314,8 @@ class Server:
                 sock.close()
             if service is not None:
                 await self._finish(service)
+            if self._exporter is not None:
+                self._exporter.close()
 
     def _listen(self) -> list[socket.socket]:
         sockets = list(self._sockets)
@@ -305,6 +335,8 @@ class Server:
     async def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, service: Service) -> asyncio.Server:
         secure = self._certificates is not None and sock.family != socket.AF_UNIX
         options: dict[str, Any] = {"backlog": 1024}
+        if sock.family != socket.AF_UNIX:  # what it accepts inherits this: a client whose machine is gone ends
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if secure and self._certificates is not None:
             options["ssl"] = self._certificates.context
             options["ssl_handshake_timeout"] = self._limits.handshake
@@ -350,10 +382,11 @@ class Server:
     async def _finish(self, service: Service) -> None:
         """Hang up on those who wait for nothing, let the others have their answers, and hang up on them, too."""
         service.chores.end()
-        until = asyncio.get_running_loop().time() + GRACE
-        while asyncio.get_running_loop().time() < until:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + GRACE
+        while loop.time() < until:
             for connection in list(service.connections):
-                if not connection.busy:
+                if not connection.busy or connection.stalled(STALLED):
                     connection.end("the server ends")
             if not service.connections and service.desk.idle:
                 break
@@ -362,6 +395,11 @@ class Server:
             connection.end("the server ends, and it was still busy", abort=True)
         while not service.desk.idle:
             await asyncio.sleep(PAUSE)
+        until = loop.time() + STALLED
+        while service.lingering and loop.time() < until:
+            await asyncio.sleep(PAUSE)
+        for connection in list(service.lingering):
+            connection.cut_off()
         service.close()
         await asyncio.sleep(0)
 
@@ -375,6 +413,13 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+def _note_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what the event loop could not tell anybody else."""
+    error = context.get("exception")
+    expected = error is None or isinstance(error, OSError)
+    logger.error(Event("fault", doing=context.get("message"), reason=error), exc_info=None if expected else error)
 
 
 def _address_of(sock: socket.socket, tls: bool) -> Address:
