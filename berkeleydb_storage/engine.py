@@ -16,6 +16,7 @@ Killed inside a transaction: the next open finds none of it. Killed between its 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -75,6 +76,8 @@ OID_BLOCK = 4096
 """Oids reserved at a time: one sync for so many new objects."""
 SLICE = 32
 """Records that are applied at a time, where the one who commits does it in slices."""
+SLICE_BYTES = 256 << 10
+"""Bytes of them at most, but for the last one."""
 LAST_OID = (1 << 64) - 2
 """The highest that is handed out: the one after it can be noted in 8 bytes."""
 COLLECTION_BYTES = 1 << 20
@@ -347,9 +350,12 @@ class Engine:
         with Change(self, size) as change:
             change.mark = mark
             failpoints.reached("commit.begun")
+            left = SLICE_BYTES
             for number, (oid, (record, refs)) in enumerate(sorted(pending.items()), 1):
                 change.store(oid, record, refs)
-                if not number % SLICE:
+                left -= len(record)
+                if left < 0 or not number % SLICE:
+                    left = SLICE_BYTES
                     yield
             dangling = change.settle()
             if dangling:
@@ -572,14 +578,15 @@ class Engine:
         with self.lock:
             return self._meta.get(key)
 
-    def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Return up to `limit` objects in key order from the oid `start`; the table is a btree."""
+    def rows(self, start: bytes, limit: int, size: float = math.inf) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` objects, about `size` bytes, in key order from the oid `start`; the table is a btree."""
         found: list[tuple[bytes, bytes]] = []
         with self.lock, self.explaining(), reading(self.objects) as cursor:
             row = cursor.set_range(start)
             while row is not None:
                 found.append(row)
-                if len(found) == limit:
+                size -= len(row[1])
+                if len(found) == limit or size <= 0:
                     break
                 row = cursor.next()
         return found

@@ -97,6 +97,7 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._begun: float | None = None  # when a request began that is not there whole
         self._paused: float | None = None  # since when it takes no more bytes
+        self._gone = False
         self._due = False  # whether it was to proceed, and could not because it takes no more bytes
         self._kept = 0  # bytes of the request that is being served
         self._reading = True
@@ -115,16 +116,23 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End."""
-        if not self.ended:
+        self._gone = True
+        self.service.gone(self)
+        if self.ended:
+            self._hold()
+        else:
             self._end("hung up" if error is None else f"lost: {error}")
 
     def pause_writing(self) -> None:
         """Stop serving a client that does not take its answers."""
         self._paused = perf_counter()
+        self.loop.call_soon(self._hold)
 
     def resume_writing(self) -> None:
         """Go on."""
         self._paused = None
+        if self._held:
+            self._hold()
         if self._due or not self.busy:
             self.proceed()
 
@@ -178,12 +186,15 @@ class Connection(asyncio.Protocol):
             self.service.metrics.serving.add(perf_counter() - started)
 
     def _hold(self) -> None:
-        """Count the bytes of requests that are kept."""
+        """Count the bytes of requests that are kept, and of answers that are not taken."""
         service, size = self.service, 0 if self.ended else len(self._rest) + self._kept
+        if not self._gone and (self._paused is not None or self.ended):
+            size += self._transport.get_write_buffer_size()
         service.held += size - self._held
         self._held = size
-        if service.held > service.limits.memory and size > COUNTED:
-            self.violate(f"all requests under way have more than {service.limits.memory} bytes: no room for its {size}")
+        if service.held > service.limits.memory and size > COUNTED and not self.ended:
+            reason = f"all under way has more than {service.limits.memory} bytes: no room for its {size}"
+            self.violate(reason, abort=self._paused is not None)
 
     def keep(self, size: int) -> None:
         """Count the bytes of a request until it is answered."""
@@ -405,7 +416,17 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
+            if left := self._transport.get_write_buffer_size():
+                self.service.linger(self, self.service.limits.stall + left / RATE)
         self._end(reason)
+
+    def cut_off(self) -> None:
+        """Do not wait any longer until a client has taken its last answers."""
+        self._transport.abort()
+
+    def stalled(self, seconds: float) -> bool:
+        """Tell whether the client has left its answers lying for so long."""
+        return self._paused is not None and perf_counter() - self._paused > seconds
 
     def _end(self, reason: str) -> None:
         self.ended = True

@@ -27,7 +27,7 @@ from typing import Protocol
 
 from durus.error import ConflictError
 
-from berkeleydb_storage.engine import Engine
+from berkeleydb_storage.engine import SLICE_BYTES, Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS
 from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, CommitRefused, describe_oids
 from berkeleydb_storage.events import Event, Sparing
@@ -42,6 +42,13 @@ TURN = 0.02
 PENALTY = 1.0
 """Seconds without a turn for one who let the time run out; doubled each time, up to `LONGEST_PENALTY`."""
 LONGEST_PENALTY = 64.0
+QUICK_TURN = 0.005
+"""Seconds that a turn of a client takes at most that is quick."""
+SLOW_TURNS = 0.1
+"""Seconds that the turns of all clients together may take longer than that, before nobody gets one for a while: then
+conflicts are found at the end of a commit, and nobody waits for a crowd that takes the turn and does nothing."""
+FORGIVEN = 0.1
+"""Seconds of slow turns that are forgotten in a second."""
 TRIES = 1
 """How often a client is asked about what others changed before it gets the turn."""
 AT_ONCE = 64
@@ -183,6 +190,9 @@ class Desk:
         self._queue: deque[Commit | Wish] = deque()
         self._holder: Client | None = None
         self._timer: TimerHandle | None = None
+        self._turn_began = 0.0
+        self._slow = 0.0  # seconds of slow turns, at the time `_slow_at`
+        self._slow_at = 0.0
         self._late: dict[int, tuple[float, float]] = {}  # id of a client -> no turn until, the penalty
         self._abandoned: dict[bytes, None] = {}
         self._group: list[tuple[Commit, list[bytes], int]] = []
@@ -327,7 +337,7 @@ class Desk:
 
     def _apply(self, commit: Commit, news: list[bytes]) -> None:
         job = self.engine.applying(commit.records, commit.size, mark=commit.mark)
-        if len(commit.records) <= AT_ONCE:
+        if len(commit.records) <= AT_ONCE and commit.size <= SLICE_BYTES:
             self.history.author = commit.client
             try:
                 for _ in job:
@@ -387,12 +397,20 @@ class Desk:
     # --- the turn
 
     def may_have_turn(self, client: Client) -> bool:
-        """Tell whether a client has not let others wait in vain lately."""
+        """Tell whether a client, and all of them together, have not let others wait in vain lately."""
         until, _ = self._late.get(id(client), (0.0, 0.0))
-        return self._loop.time() >= until
+        return self._loop.time() >= until and self._slow_turns(0.0) < SLOW_TURNS
+
+    def _slow_turns(self, more: float) -> float:
+        """Return the seconds of slow turns that are not forgotten yet, with some more."""
+        now = self._loop.time()
+        self._slow = max(0.0, self._slow - (now - self._slow_at) * FORGIVEN) + more
+        self._slow_at = now
+        return self._slow
 
     def _give_turn(self, client: Client) -> None:
         if self.may_have_turn(client):
+            self._turn_began = self._loop.time()
             self._holder = client
             self._timer = self._loop.call_later(TURN, self._overrun, client)
 
@@ -406,6 +424,7 @@ class Desk:
         """End the turn of a client, if it has it."""
         if self._holder is client:
             self._holder = None
+            self._slow_turns(max(0.0, self._loop.time() - self._turn_began - QUICK_TURN))
             if self._timer is not None:
                 self._timer.cancel()
             self._loop.call_soon(self._pump)

@@ -280,21 +280,20 @@ class Extended:
         return True
 
     def _listing(self, oid: bytes, count: int, size: int) -> Iterator[bool]:
-        c, service, start = self._c, self._c.service, oid
+        c, service = self._c, self._c.service
+        start: bytes | None = oid
         records: list[bytes] = []
-        while len(records) < count and size > 0:
+        while start is not None and len(records) < count and size > 0:
             if service.desk.holding:
                 self._when_free()
                 yield True
                 continue
-            rows = service.rows(start, min(AT_ONCE, count - len(records)))
+            rows, after = service.rows(start, min(AT_ONCE, count - len(records)), size)
             if any(service.read(c, other) == LATER for other, _ in rows):
                 self._when_durable()
                 yield True
                 continue
-            if not rows:
-                break
-            start = rows[-1][0] + b"\0"
+            start = after
             records += (record for _, record in rows)
             c.interest.update(other for other, _ in rows)
             size -= sum(len(record) for _, record in rows)

@@ -22,7 +22,7 @@ class Limits:
     """Bytes of one request, a commit for instance. A client that sends as much takes up three times that."""
 
     memory: int = 1 << 30
-    """Bytes of requests that have not been answered, of all clients together."""
+    """Bytes of requests that are not answered yet, and of answers that are not taken, of all clients together."""
 
     handshake: float = 10.0
     """Seconds until a client must have come in, or made its first request."""

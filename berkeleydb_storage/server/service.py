@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,9 @@ ROOT_PATIENCE = 2.0
 
 LEVELS = {"disconnected": logging.INFO, "refused": logging.WARNING, "violated": logging.WARNING}
 """Of the events with which connections end."""
+SCANNED = 256
+"""Oids that are looked up at once in a table without an order."""
+
 ROOT_PAUSE = 0.02
 """Seconds between two looks whether it is there."""
 
@@ -94,6 +98,9 @@ class Service:
         self.oids = Oids()
         self.held = 0
         self.connections: set[Connection] = set()
+        self.lingering: dict[Connection, float] = {}
+        """Those that have ended, but for their last answers, and when they are cut off."""
+        self._present = 0
         self.began = monotonic()
         self._networks = networks
         self._rights = rights
@@ -129,10 +136,13 @@ class Service:
         uid = None
         if isinstance(address, tuple):
             connection.host, connection.peer = address[0], f"{address[0]}:{address[1]}"
+        elif transport.get_extra_info("socket").family != socket.AF_UNIX:  # it is gone already
+            connection.host = connection.peer = "nowhere"
         else:
             uid = peer_uid(transport.get_extra_info("socket"))
             connection.host, connection.peer = "", f"unix:uid={uid}"
         self.connections.add(connection)
+        self._present += 1
         self._hosts[connection.host] += 1
         reason = self._unwelcome(connection)
         if reason:
@@ -148,7 +158,7 @@ class Service:
     def _unwelcome(self, connection: Connection) -> str:
         if connection.host and not self._networks.admits(connection.host):
             return "its address is not admitted"
-        if len(self.connections) > self.limits.connections:
+        if self._present > self.limits.connections:
             return f"there are {self.limits.connections} connections"
         if self._hosts[connection.host] > self.limits.connections_per_address:
             return f"there are {self.limits.connections_per_address} connections from its address"
@@ -158,15 +168,24 @@ class Service:
         """Forget a client."""
         self.connections.discard(connection)
         self._handshakes.pop(connection, None)
-        self._hosts[connection.host] -= 1
-        if not self._hosts[connection.host]:
-            del self._hosts[connection.host]
         self.oids.left(connection)
         self.desk.forget(connection)
         if self._creator is not None and self._creator[0] is connection:
             self._creator = None
         level = logging.DEBUG if reason == "hung up" else LEVELS[connection.verdict]
         self.log.log(level, Event(connection.verdict, peer=connection.peer, user=connection.user, reason=reason))
+
+    def linger(self, connection: Connection, seconds: float) -> None:
+        """Give a client that has ended this time to take its last answers."""
+        self.lingering[connection] = perf_counter() + seconds
+
+    def gone(self, connection: Connection) -> None:
+        """Count a client no more: its socket is closed."""
+        self.lingering.pop(connection, None)
+        self._present -= 1
+        self._hosts[connection.host] -= 1
+        if not self._hosts[connection.host]:
+            del self._hosts[connection.host]
 
     def welcome(self, connection: Connection) -> None:
         """Begin to serve a client that may come in."""
@@ -250,23 +269,28 @@ class Service:
             self._creator = who, now + ROOT_PATIENCE
         return self._creator[0] is who
 
-    def rows(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Return some objects from an oid on, in the order of the oids; none: that was all. Not while `holding`."""
+    def rows(self, start: bytes, limit: int, size: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Return some objects from an oid on, in the order of the oids; at most so many, and about so many bytes.
+
+        Not while `holding`. It may find none without being at the end.
+
+        Returns:
+            The objects, and where to go on; None: that was all.
+        """
         engine = self.engine
         if self.storage.ordered:
-            while rows := engine.rows(start, limit):
-                if living := engine.living(rows):
-                    return living
-                start = rows[-1][0] + b"\0"
-            return []
+            rows = engine.rows(start, limit, size)
+            return engine.living(rows), rows[-1][0] + b"\0" if rows else None
         found: list[tuple[bytes, bytes]] = []
-        for number in range(unpack_uint64(start[:8]) + (len(start) > 8), engine.next_oid):
+        number = unpack_uint64(start)
+        end = min(number + SCANNED, engine.next_oid)
+        while number < end and len(found) < limit and size > 0:
             record = engine.get(oid := pack_uint64(number))
+            number += 1
             if record is not None:
                 found.append((oid, record))
-                if len(found) == limit:
-                    break
-        return engine.living(found)
+                size -= len(record)
+        return engine.living(found), pack_uint64(number) if number < engine.next_oid else None
 
     def new_oids(self, connection: Connection, count: int) -> list[bytes] | None:
         """Hand out oids; None: not now, the connection proceeds later."""
@@ -368,6 +392,9 @@ class Service:
         now = perf_counter()
         for connection in list(self.connections):
             connection.check_time(now)
+        for connection, until in list(self.lingering.items()):
+            if now > until:
+                connection.cut_off()
         if not self.desk.holding:
             with self.engine.lock:
                 told = min((each.told for each in self.connections if each.welcome), default=self.engine.journal.tid)

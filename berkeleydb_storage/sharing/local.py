@@ -136,8 +136,13 @@ class LocalLink:
 
     def rows(self, oid: bytes, count: int, size: int) -> list[bytes]:
         """Return the records of the next objects from this oid on."""
+        start: bytes | None = oid
         with self._guarded():
-            return [record for _, record in self._service.rows(oid, count)]
+            while start is not None:
+                rows, start = self._service.rows(start, count, size)
+                if rows:
+                    return [record for _, record in rows]
+        return []
 
     # --- committing
 
