@@ -1,5 +1,6 @@
 """The commands of ``durus-bdb``: each module has some, `ALL` lists them. Only these modules print."""
 
+from berkeleydb_storage.commands.asking import SERVER
 from berkeleydb_storage.commands.backing import BACKUP
 from berkeleydb_storage.commands.command import Command
 from berkeleydb_storage.commands.console import Console
@@ -10,6 +11,21 @@ from berkeleydb_storage.commands.passwords import PASSWD
 from berkeleydb_storage.commands.serving import SERVE
 from berkeleydb_storage.commands.why import WHY
 
-ALL: tuple[Command, ...] = (MIGRATE, EXPORT, CHECK, STAT, CENSUS, WHY, DUMP, LOAD, PACK, COMPACT, BACKUP, PASSWD, SERVE)
+ALL: tuple[Command, ...] = (
+    MIGRATE,
+    EXPORT,
+    CHECK,
+    STAT,
+    CENSUS,
+    WHY,
+    DUMP,
+    LOAD,
+    PACK,
+    COMPACT,
+    BACKUP,
+    PASSWD,
+    SERVE,
+    SERVER,
+)
 
 __all__ = ["ALL", "Command", "Console"]

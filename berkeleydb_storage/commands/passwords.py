@@ -62,7 +62,7 @@ def _password(user: str) -> str:
     """Return the new password: asked for twice on a terminal, else a line of standard input."""
     if not sys.stdin.isatty():
         return _line(user)
-    with _interruptible():
+    with interruptible():
         password = getpass.getpass(f"new password of {user}: ")
         again = getpass.getpass("once more: ")
     if password != again:
@@ -79,7 +79,7 @@ def _line(user: str) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Have a signal end a question at once, and the terminal get its echo back."""
 
     def interrupt(number: int, _: FrameType | None) -> None:

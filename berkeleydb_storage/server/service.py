@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 ROOT_PATIENCE = 2.0
 """Seconds that a client may take to make the root object, while others that ask for it wait."""
 
+BEAT = 5.0
+"""Seconds after which the client of a backup hears of it again: it would not wait for long if it heard nothing."""
 LEVELS = {"disconnected": logging.INFO, "refused": logging.WARNING, "violated": logging.WARNING}
 """Of the events with which connections end."""
 SCANNED = 256
@@ -362,8 +364,26 @@ class Service:
         self.chores.finish_packing()
 
     def backup(self, progress: Callable[[Any], None], done: Callable[[Any], None]) -> None:
-        """Begin a backup, as `Chores.backup` does; both are called by this thread."""
-        self.chores.backup(lambda values: self.call_soon(progress, values), lambda values: self.call_soon(done, values))
+        """Begin a backup, as `Chores.backup` does; both are called by this thread, `progress` every few seconds."""
+        last: dict[str, Any] = {"activity": "copying", "bytes": 0}
+        beat: asyncio.TimerHandle | None = None
+
+        def told(values: dict[str, Any]) -> None:
+            last.update(values)
+            progress(last)
+
+        def again() -> None:
+            nonlocal beat
+            progress(last)
+            beat = self.loop.call_later(BEAT, again)
+
+        def finished(values: Any) -> None:
+            if beat is not None:
+                beat.cancel()
+            done(values)
+
+        self.chores.backup(lambda values: self.call_soon(told, values), lambda values: self.call_soon(finished, values))
+        again()
 
     def call_soon(self, function: Callable[[Any], None], argument: Any) -> None:
         """Call a function in the server's thread, if there still is one. Any thread."""

@@ -415,7 +415,7 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _note_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _note_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what the event loop could not tell anybody else."""
     error = context.get("exception")
     expected = error is None or isinstance(error, OSError)
