@@ -294,13 +294,13 @@ def test_the_library_compares_in_constant_time(users, monkeypatch):
     compare = scramp.core.compare_digest
     monkeypatch.setattr(scramp.core, "compare_digest", watched)
     converse(ServerHandshake(users), ClientHandshake("ada", PASSWORD))
-    assert compared.count((32, 32)) == 2
+    assert [first in (32, 44) and first == second for first, second in compared].count(True) == 2  # 44: as base64
 
 
 def test_a_library_that_does_not_is_refused(users, monkeypatch):
     monkeypatch.delattr(scramp.core, "compare_digest")
     for make in (lambda: ServerHandshake(users), lambda: ClientHandshake("ada", PASSWORD)):
-        with pytest.raises(OptionError, match=r"1\.4\.8 is needed: pip install 'durus-berkeleydbstorage\[password\]'"):
+        with pytest.raises(OptionError, match=r"1\.4\.9 is needed: pip install 'durus-berkeleydbstorage\[password\]'"):
             make()
 
 

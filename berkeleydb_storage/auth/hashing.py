@@ -110,7 +110,7 @@ def library() -> ModuleType:
     except ImportError as error:
         raise OptionError(f"a password needs scramp: {REMEDY}") from error
     if not hasattr(scramp.core, "compare_digest"):
-        raise OptionError(f"scramp is too old, 1.4.8 is needed: {REMEDY}")
+        raise OptionError(f"scramp is too old, 1.4.9 is needed: {REMEDY}")
     module: ModuleType = scramp
     return module
 
