@@ -102,7 +102,7 @@ def library() -> ModuleType:
     """Return the library for SCRAM.
 
     Raises:
-        OptionError: it is not installed, or too old: before 1.4.8 it compared keys in a time that depends on them.
+        OptionError: it is not installed, or too old: before 1.4.7 it compared keys in a time that depends on them.
     """
     try:
         import scramp
