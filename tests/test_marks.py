@@ -417,6 +417,7 @@ def test_killed_right_after_it_was_renewed(tmp_path):
     second = killed(tmp_path, "durable", "opened")
     assert second != first
     assert durable_noted(tmp_path)
+    assert reopened(tmp_path) == second
     third = killed(tmp_path, "durable", "renewed")
     assert third not in (first, second)
     assert reopened(tmp_path) == third
