@@ -175,16 +175,17 @@ class Directory:
                     "open it with read_only=True, or mend its permissions"
                 ) from error
             raise self._explained(error) from error
+        self._lock = lock
+        _watch_forks()
+        _locked_here.add(self)  # before it is locked: a child that is forked meanwhile is not to keep the lock
         try:
             if not _locked(lock, exclusively=not read_only):
                 raise self._in_use(_owner(lock))
             self._refuse_foreign(read_only)
         except BaseException:
+            self._lock = None
             os.close(lock)
             raise
-        self._lock = lock
-        _watch_forks()
-        _locked_here.add(self)
         if not read_only:
             self._found = os.pread(lock, 32, 0)
             self._owner = os.getpid()
@@ -208,6 +209,7 @@ class Directory:
             return
         ours = ("lost+found", LOCK, FRESH)
         foreign = sorted(name for name in names if not name.startswith(".") and name not in ours)
+        foreign = [name for name in foreign if not (self.path / name).is_socket()]
         if not foreign:
             return
         if LOCK in names and all(_is_librarys(name) for name in foreign):

@@ -147,8 +147,7 @@ class BerkeleyDBStorage(Session):
             validate_garbage=validate_garbage,
             repair=bool(repair),
         )
-        if not (backup is None or isinstance(backup, Every)):
-            raise OptionError(f"backup is Every(seconds, to, keep), or None, not {backup!r}")
+        verify_policies(checkpoint, garbage_collection, backup)
         self._open(options, path, checkpoint or CheckpointThread(), garbage_collection or GarbageThread(), backup)
 
     def _open(
@@ -159,8 +158,6 @@ class BerkeleyDBStorage(Session):
         garbage_collection: garbage_collection_interface,
         backup: Every | None,
     ) -> None:
-        _require(checkpoint, "checkpoint", "due", "interval")
-        _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
         opened = open_storage(path, options)
         try:
             engine = Engine(opened.environment, durable=options.durable, async_log_write=options.async_log_write)
@@ -483,6 +480,24 @@ class _Running:
         if self.checkpointer is not None:
             self.checkpointer.halt()
         abandon_storage(self.opened)
+
+
+def verify_policies(
+    checkpoint: checkpoint_interface | None,
+    garbage_collection: garbage_collection_interface | None,
+    backup: Every | None,
+) -> None:
+    """Refuse what are no policies.
+
+    Raises:
+        OptionError: one of them.
+    """
+    if checkpoint is not None:
+        _require(checkpoint, "checkpoint", "due", "interval")
+    if garbage_collection is not None:
+        _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
+    if not (backup is None or isinstance(backup, Every)):
+        raise OptionError(f"backup is Every(seconds, to, keep), or None, not {backup!r}")
 
 
 def _require(policy: object, option: str, *members: str) -> None:

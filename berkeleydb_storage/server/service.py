@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +111,8 @@ class Service:
         self._throttle = Throttle()
         self._handshakes: dict[Connection, ServerHandshake] = {}
         self._hosts: Counter[str] = Counter()
-        self._creator: tuple[object, float] | None = None
+        self._creating = threading.Lock()
+        self._creator: tuple[object, float] | None = None  # guarded by _creating
         self._threads = ThreadPoolExecutor(2, "berkeleydb_storage server")
         self.chores = Chores(storage, self.metrics, backup_to)
         self.log = Sparing(logger)
@@ -172,8 +174,7 @@ class Service:
         self._handshakes.pop(connection, None)
         self.oids.left(connection)
         self.desk.forget(connection)
-        if self._creator is not None and self._creator[0] is connection:
-            self._creator = None
+        self.create_not(connection)
         level = logging.DEBUG if reason == "hung up" else LEVELS[connection.verdict]
         self.log.log(level, Event(connection.verdict, peer=connection.peer, user=connection.user, reason=reason))
 
@@ -265,11 +266,21 @@ class Service:
             self.desk.when_durable(connection)
 
     def may_create(self, who: object) -> bool:
-        """Tell whether a client that finds no root object is the one to make it, and not to wait for another one's."""
+        """Tell whether a client that finds no root object is the one to make it, and not to wait for another one's.
+
+        Any thread.
+        """
         now = monotonic()
-        if self._creator is None or now > self._creator[1]:
-            self._creator = who, now + ROOT_PATIENCE
-        return self._creator[0] is who
+        with self._creating:
+            if self._creator is None or now > self._creator[1]:
+                self._creator = who, now + ROOT_PATIENCE
+            return self._creator[0] is who
+
+    def create_not(self, who: object) -> None:
+        """Note that a client is gone, which need not be waited for any more. Any thread."""
+        with self._creating:
+            if self._creator is not None and self._creator[0] is who:
+                self._creator = None
 
     def rows(self, start: bytes, limit: int, size: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some objects from an oid on, in the order of the oids; at most so many, and about so many bytes.
@@ -399,7 +410,11 @@ class Service:
             self._stop(f"asked by {connection.peer} {connection.user}".rstrip())
 
     def _failed(self, error: Exception) -> None:
-        """End the server if the storage has stopped."""
+        """Take note that something could not be brought to the disk."""
+        self._end_if_stopped()
+
+    def _end_if_stopped(self) -> None:
+        """End the server if the storage has stopped: whatever is asked of it, it could only refuse."""
         try:
             self.engine.require_open()
         except BerkeleyDBStorageError as reason:
@@ -409,6 +424,7 @@ class Service:
 
     def tick(self) -> None:
         """Look after the connections. Called about once a second."""
+        self._end_if_stopped()
         now = perf_counter()
         for connection in list(self.connections):
             connection.check_time(now)

@@ -70,6 +70,7 @@ class Server:
         umask: int | None = None,
         backup_to: str | os.PathLike[str] | None = None,
         metrics: str | None = None,
+        grace: float = GRACE,
     ) -> None:
         """Prepare a server.
 
@@ -90,6 +91,7 @@ class Server:
             backup_to: the directory for backups that clients with the right to administer ask for; None: they cannot.
             metrics: where to listen for Prometheus, such as "127.0.0.1:9100"; None: nowhere. It takes the extra
                 ``metrics``. There is no password: whoever can connect can read the numbers.
+            grace: seconds that requests under way have when the server ends; default 10.
 
         Raises:
             OptionError: the options contradict each other.
@@ -114,6 +116,7 @@ class Server:
         if self._users is not None and certificates is None and not insecure:
             self._require_privacy()
         self._backup_to = backup_to
+        self._grace = grace
         self._exporter = None if metrics is None else self._new_exporter(metrics)
         self._file: dict[str, Any] = {"owner": owner, "group": group, "umask": umask}
         self._addresses: list[Address] = []
@@ -213,6 +216,11 @@ class Server:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.is_set()
+
     def join(self) -> None:
         """Wait until it has ended."""
         self._ended.wait()
@@ -303,7 +311,7 @@ class Server:
                 logger.info(Event("metrics", address=self._exporter.address))
             self._ready.set()
             logger.info(Event("listening", addresses=",".join(self.addresses), pid=os.getpid(), version=__version__))
-            systemd.notify("READY=1")
+            self._notify("READY=1")
             await self._stopping.wait()
             ticking.cancel()
         finally:
@@ -361,9 +369,14 @@ class Server:
         self._stop(f"signal {number.name}")
 
     def _reload(self) -> None:
-        systemd.notify("RELOADING=1")
+        self._notify("RELOADING=1")
         self.reload()
-        systemd.notify("READY=1")
+        self._notify("READY=1")
+
+    def _notify(self, state: str) -> None:
+        """Tell systemd, where this server is what the process is for, and not a thread of something else."""
+        if self._thread is None:
+            systemd.notify(state)
 
     async def _tick(self, service: Service) -> None:
         while True:
@@ -376,14 +389,14 @@ class Server:
     def _stop(self, reason: str) -> None:
         if self._stopping is not None and not self._stopping.is_set():
             logger.info(Event("ending", reason=reason))
-            systemd.notify("STOPPING=1")
+            self._notify("STOPPING=1")
             self._stopping.set()
 
     async def _finish(self, service: Service) -> None:
         """Hang up on those who wait for nothing, let the others have their answers, and hang up on them, too."""
         service.chores.end()
         loop = asyncio.get_running_loop()
-        until = loop.time() + GRACE
+        until = loop.time() + self._grace
         while loop.time() < until:
             for connection in list(service.connections):
                 if not connection.busy or connection.stalled(STALLED):
@@ -395,7 +408,7 @@ class Server:
             connection.end("the server ends, and it was still busy", abort=True)
         while not service.desk.idle:
             await asyncio.sleep(PAUSE)
-        until = loop.time() + STALLED
+        until = loop.time() + min(STALLED, self._grace)
         while service.lingering and loop.time() < until:
             await asyncio.sleep(PAUSE)
         for connection in list(service.lingering):

@@ -6,6 +6,8 @@ Invariants:
 
 1. Between it and the clients of the server conflicts are found as between any two of these.
 2. What it shows is on the disk, as with them.
+3. A storage that is closed, or has stopped before, is a lost connection: somebody opens it anew. Who finds out that it
+   has to stop is told why.
 """
 
 from __future__ import annotations
@@ -13,22 +15,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from durus.error import ReadConflictError
 
 from berkeleydb_storage.client.channel import ConnectionLost
-from berkeleydb_storage.client.link import Decision, Told, Welcome
+from berkeleydb_storage.client.link import ADMIN, READ, WRITE, Decision, Told, Welcome
 from berkeleydb_storage.environment import LIBRARY_ERRORS
-from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, missing
+from berkeleydb_storage.errors import (
+    AccessDenied,
+    BerkeleyDBStorageError,
+    CommitInDoubt,
+    ServerError,
+    StorageClosed,
+    missing,
+)
 from berkeleydb_storage.format import ROOT_OID, references, unpack_uint64
 from berkeleydb_storage.protocol import COMMITTED, FORGOTTEN, NOT_COMMITTED
-from berkeleydb_storage.server.connection import ADMIN, READ, WRITE
 from berkeleydb_storage.server.service import ROOT_PAUSE
 
 if TYPE_CHECKING:
     from berkeleydb_storage.sharing.owner import Owner
 
+ERRORS: tuple[type[Exception], ...] = (*LIBRARY_ERRORS, BerkeleyDBStorageError)
 Records = dict[bytes, tuple[bytes, tuple[bytes, ...]]]
 
 
@@ -38,8 +48,8 @@ class LocalLink:
     ordered = True
 
     def __init__(self, owner: Owner) -> None:
-        """Begin; the owner keeps the storage open until `close`."""
-        self._owner: Owner | None = owner
+        """Begin."""
+        self._owner = owner
         self._engine = owner.storage.engine
         self._service = owner.server.service
         self._session = owner.storage.session()
@@ -54,27 +64,27 @@ class LocalLink:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Take it for a lost connection if the storage has stopped: then it is opened anew, by whoever is first."""
+        self._require_open()
         try:
             yield
-        except LIBRARY_ERRORS as error:
-            with self._engine.lock:
-                explained = self._engine.failed(error)
-            self._lost_if_stopped()
+        except ERRORS as error:
+            explained = self._explained(error)
+            if explained is error:
+                raise
             raise explained from error
-        except CommitInDoubt:
-            raise
-        except BerkeleyDBStorageError:
-            self._lost_if_stopped()
-            raise
 
-    def _lost_if_stopped(self) -> None:
+    def _require_open(self) -> None:
         try:
             self._engine.require_open()
         except BerkeleyDBStorageError as reason:
-            if self._owner is not None:
-                self._owner.abandon()
-            raise ConnectionLost(f"the storage has stopped: {reason}") from reason
+            raise _lost(reason) from reason
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return what an error means that came in the middle of something."""
+        if isinstance(error, LIBRARY_ERRORS):
+            with self._engine.lock:
+                error = self._engine.failed(error)
+        return _lost(error) if isinstance(error, StorageClosed) else error
 
     def _known(self) -> int:
         """Return the newest transaction that is on the disk, or counts as that."""
@@ -91,12 +101,12 @@ class LocalLink:
             if oid == ROOT_OID and self._wait_for_root():
                 return self._load(oid)
             raise missing(oid) from None
-        except ReadConflictError:
+        except LIBRARY_ERRORS as error:
+            raise self._explained(error) from error
+        except CommitInDoubt:
             raise
-        except Exception as error:
-            with self._guarded():
-                raise error
-            raise
+        except BerkeleyDBStorageError as error:
+            raise _lost(error) from error
 
     def _load(self, oid: bytes) -> bytes:
         engine = self._engine
@@ -137,12 +147,13 @@ class LocalLink:
     def rows(self, oid: bytes, count: int, size: int) -> list[bytes]:
         """Return the records of the next objects from this oid on."""
         start: bytes | None = oid
+        rows: list[tuple[bytes, bytes]] = []
         with self._guarded():
-            while start is not None:
+            while start is not None and not rows:
                 rows, start = self._service.rows(start, count, size)
-                if rows:
-                    return [record for _, record in rows]
-        return []
+            if self._known() != self._engine.journal.tid:
+                self._engine.make_durable()
+        return [record for _, record in rows]
 
     # --- committing
 
@@ -159,12 +170,12 @@ class LocalLink:
 
     def commit(self, mark: bytes, records: Mapping[bytes, bytes], size: int) -> Decision:
         """Begin to store records."""
-        engine = self._engine
         pending = {}
         for oid, record in records.items():
             pending[oid] = (record, references(oid, record))
-            if not engine.was_handed_out(oid):
-                raise ValueError(f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid")
+            if not self._engine.was_handed_out(oid):
+                message = f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid"
+                raise ServerError(message, "ValueError")
         self._pending = mark, pending, size
         return self.go_on()
 
@@ -185,21 +196,21 @@ class LocalLink:
         self._pending = None
 
     def fate(self, mark: bytes, since: int) -> int:
-        """Tell what became of a commit."""
+        """Tell what became of a commit, which can only have been made through an earlier link."""
         with self._guarded():
             fate = self._engine.fate(mark, since)
             self._engine.make_durable()
             return COMMITTED if fate.tid is not None else NOT_COMMITTED if fate.known else FORGOTTEN
 
-    # --- the storage as a whole
+    # --- the storage
 
     def ping(self) -> None:
         """Look whether the storage is there."""
-        with self._guarded():
-            self._engine.require_open()
+        self._require_open()
 
     def size(self) -> int:
         """Return the number of objects."""
+        self._require_open()
         return self._engine.size
 
     def information(self) -> dict[str, Any]:
@@ -209,20 +220,29 @@ class LocalLink:
 
     def pack(self) -> None:
         """Begin a full pack."""
+        self._require_open()
         self._service.pack()
 
     def backup(self, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Make a backup."""
+        """Make a backup where the option `backup` says."""
+        target = self._owner.backup_to
+        if target is None:
+            raise AccessDenied("nobody said where to put backups: give all processes the option backup=Every(…)")
         with self._guarded():
-            raise NotImplementedError
+            made = self._owner.storage.backup(
+                target, lambda activity, size: progress({"activity": activity, "bytes": size})
+            )
+        return {**asdict(made), "path": str(made.path)}
 
     def shutdown(self) -> None:
         """Give up the ownership; another process takes over, or this one again."""
-        if self._owner is not None:
-            self._owner.abandon()
+        self._owner.server.close()
 
     def close(self) -> None:
-        """End."""
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            owner.release()
+        """End. The owner stays: it ends with the last storage of the process."""
+        self._pending = None
+        self._service.create_not(self)
+
+
+def _lost(error: Exception) -> ConnectionLost:
+    return ConnectionLost(f"the storage has stopped: {error}")

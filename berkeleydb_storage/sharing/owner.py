@@ -1,158 +1,189 @@
 """Who owns a shared storage: one of the processes that use it, which serves it to the others.
 
-Owns the file ``socket`` in the directory of the storage. Any thread may call everything.
+An `Owner` has the right to own the directory, which is flock on the directory itself, then the file ``socket`` in it,
+then the storage, then the server; it is made and closed under the lock of its `Place`.
 
 Invariants:
 
-1. Only the process that holds the lock of the directory makes or removes the file ``socket``.
-2. In a process there is one `Owner` of a directory at most, which ends with the last of its links.
-3. A forked child has nothing of its parent's: it begins anew.
+1. Only the process that has the right makes or removes the file ``socket``, or opens the storage for sharing.
+2. From the moment on at which somebody has the right, the others can connect, and wait until they are served. So they
+   need not ask again and again how far a recovery is; and a storage in use where nobody listens is not a shared one.
+3. A forked child has nothing of its parent's: neither the right nor a connection.
 
-Killed at any point: the lock is free, the connections of the others break, one of them opens the storage, which
-recovers it, and listens in place of the socket that is left there.
+Killed at any point: the right and the lock are free, the connections of the others break, one of them opens the
+storage, which recovers it, and listens in place of the socket that is left there.
 """
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import logging
 import os
 import socket
+import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from berkeleydb_storage.client.dialing import Credentials, open_link
-from berkeleydb_storage.client.link import Link, Welcome
 from berkeleydb_storage.errors import BerkeleyDBStorageError, StorageInUse
 from berkeleydb_storage.server import Server
-from berkeleydb_storage.sharing.local import LocalLink
 from berkeleydb_storage.storage import BerkeleyDBStorage
-from berkeleydb_storage.transport.addresses import connect, parse_address
+from berkeleydb_storage.transport import unix
 
 logger = logging.getLogger(__name__)
 
 SOCKET = "socket"
+BACKLOG = 1024
+"""Connections that wait until the storage is open."""
+GRACE = 1.0
+"""Seconds that requests under way have when the owner closes. Who is cut off asks the next owner what became of it."""
+DESCRIPTORS = Path("/proc/self/fd")
 
-_lock = threading.RLock()
-_owners: dict[str, Owner] = {}  # real path -> who owns it in this process; guarded by _lock
+Wait = Callable[[StorageInUse], None]
+"""Called while somebody who does not share has the storage; returns when it is to be tried again, or raises."""
+
+
+class Owned(Exception):
+    """Raised when another process has the right to own a directory."""
 
 
 class Owner:
     """The storage that this process owns, and the server for the others."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, options: Mapping[str, Any], wait: Wait, ended: Callable[[Owner], None]) -> None:
         """Open the storage and serve it.
 
+        Args:
+            path: the directory.
+            options: of `BerkeleyDBStorage`.
+            wait: see `Wait`.
+            ended: called by a thread of its own when the server has ended, whatever the reason: then `close`.
+
         Raises:
-            StorageInUse: another process owns it.
-            BerkeleyDBStorageError: it cannot be opened, or not be served.
+            Owned: another process has the right.
+            BerkeleyDBStorageError: the storage cannot be opened, or not be served.
         """
         self.path = path
-        self.storage = BerkeleyDBStorage(path, **options)
-        self._links = 0
-        try:
-            self.server = Server(self.storage, f"unix:{path / SOCKET}")
+        self.names: set[str] = set()
+        """What the server's sockets are bound to; a child finds by them what it has inherited."""
+        self._right = -1
+        with ExitStack() as undo:
+            self._take_right()
+            undo.callback(self._release_right)
+            sock = self._listen()
+            undo.callback(_discard, sock)
+            self.storage = self._open(options, wait)
+            undo.callback(self.storage.close)
+            backup = options.get("backup")
+            self.backup_to = None if backup is None else backup.to
+            """Where backups go that are asked for."""
+            self.server = Server(self.storage, sockets=[sock], grace=GRACE, backup_to=self.backup_to)
             self.server.start()
-        except BaseException:
-            self.storage.close()
-            raise
-        atexit.register(self.abandon)
-        threading.Thread(target=self._watch, name="berkeleydb_storage owner", daemon=True).start()
-        logger.info("this process owns %s now", path)
+            undo.pop_all()
+        threading.Thread(target=self._watch, args=(ended,), name="berkeleydb_storage owner", daemon=True).start()
+        logger.info("process %d owns %s", os.getpid(), path)
 
-    def _watch(self) -> None:
-        """Give the directory up when the server has ended, because the storage has stopped or a client asked for it."""
+    def _take_right(self) -> None:
+        _owners.add(self)
+        self._right = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._right, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release_right()
+            raise Owned from None
+        except BaseException:
+            self._release_right()
+            raise
+
+    def _release_right(self) -> None:
+        right, self._right = self._right, -1
+        if right >= 0:
+            os.close(right)
+
+    def _listen(self) -> socket.socket:
+        """Take the place of whoever was killed here."""
+        for left_behind in self.path.glob(f"{SOCKET}.*"):
+            with suppress(FileNotFoundError):
+                if stat.S_ISSOCK(left_behind.lstat().st_mode):
+                    left_behind.unlink()
+        sock = unix.listen(str(self.path / SOCKET), BACKLOG)
+        self.names.add(sock.getsockname())
+        return sock
+
+    def _open(self, options: Mapping[str, Any], wait: Wait) -> BerkeleyDBStorage:
+        while True:
+            try:
+                return BerkeleyDBStorage(self.path, **options)
+            except StorageInUse as error:
+                wait(error)
+
+    def _watch(self, ended: Callable[[Owner], None]) -> None:
         self.server.join()
-        self.abandon()
+        ended(self)
 
-    def link(self) -> LocalLink:
-        """Return a way to use it."""
-        self._links += 1
-        return LocalLink(self)
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the storage, or the server, can do nothing more."""
+        try:
+            self.storage.engine.require_open()
+        except BerkeleyDBStorageError:
+            return True
+        return self.server.has_ended
 
-    def release(self) -> None:
-        """Note that a link has ended; the last one closes the storage."""
-        with _lock:
-            self._links -= 1
-            if self._links <= 0:
-                self.abandon()
-
-    def abandon(self) -> None:
-        """Stop serving, and close the storage: the next one to come owns it. Works twice."""
-        with _lock:
-            if _owners.get(str(self.path)) is not self:
-                return
-            del _owners[str(self.path)]
-            atexit.unregister(self.abandon)
+    def close(self) -> None:
+        """Stop serving, close the storage, and leave the right to others."""
+        try:
             self.server.close()
-            self.storage.close()
-            logger.info("this process does not own %s any more", self.path)
+        finally:
+            try:
+                self.storage.close()
+            finally:
+                self._release_right()
+        logger.info("process %d does not own %s any more", os.getpid(), self.path)
+
+    def forked(self) -> None:
+        """Let go of everything in a forked child, or else nobody would notice the end of its parent."""
+        self._release_right()
+        _replace(self.names)
 
 
-class SharedOpener:
-    """Makes a link to whoever owns a storage, or becomes that."""
-
-    def __init__(self, path: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
-        """Take note of the directory, and of how to open the storage."""
-        self._path = Path(os.path.realpath(path))
-        self._options = dict(options)
-
-    def __str__(self) -> str:
-        """Return the directory."""
-        return str(self._path)
-
-    def __call__(self, dialing: float, timeout: float, identity: bytes, tid: int) -> tuple[Link, Welcome]:
-        """See `Opener`.
-
-        Raises:
-            OSError: another process is about to own it, or has just ended.
-        """
-        with _lock:
-            owner = _owners.get(str(self._path))
-            if owner is not None:
-                return self._local(owner, identity, tid)
-        try:
-            return open_link(
-                self._dial, Credentials("shared"), dialing=dialing, timeout=timeout, identity=identity, tid=tid
-            )
-        except OSError as error:
-            if isinstance(error, BerkeleyDBStorageError):
-                raise
-            return self._own(identity, tid)
-
-    def _dial(self, timeout: float) -> socket.socket:
-        return _connect(self._path, timeout)
-
-    def _own(self, identity: bytes, tid: int) -> tuple[Link, Welcome]:
-        with _lock:
-            owner = _owners.get(str(self._path))
-            if owner is None:
-                try:
-                    owner = Owner(self._path, self._options)
-                except StorageInUse as error:
-                    raise ConnectionRefusedError(str(error)) from error
-                _owners[str(self._path)] = owner
-            return self._local(owner, identity, tid)
-
-    def _local(self, owner: Owner, identity: bytes, tid: int) -> tuple[Link, Welcome]:
-        link = owner.link()
-        try:
-            return link, link.welcome(identity, tid)
-        except BaseException:
-            link.close()
-            raise
+def _discard(sock: socket.socket) -> None:
+    unix.unlink(sock)
+    sock.close()
 
 
-def _connect(path: Path, timeout: float) -> socket.socket:
-    return connect(parse_address(f"unix:{path / SOCKET}"), timeout=timeout)
+def _replace(names: set[str]) -> None:
+    """Put nothing in place of all sockets that are bound to one of the names, also of those just being accepted."""
+    try:
+        numbers = [int(name) for name in os.listdir(DESCRIPTORS)] if names else []
+    except OSError:
+        return  # no /proc: the server knows those that it has accepted
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in numbers:
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode) and _name(number) in names:
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
+
+
+def _name(descriptor: int) -> object:
+    sock = socket.socket(fileno=descriptor)
+    try:
+        return sock.getsockname()
+    finally:
+        sock.detach()
+
+
+_owners: WeakSet[Owner] = WeakSet()
+"""Of this process, and those that are about to be; for `_forked`."""
 
 
 def _forked() -> None:
-    """Leave everything to the parent."""
-    global _lock
-    _lock = threading.RLock()
+    for owner in list(_owners):
+        owner.forked()
     _owners.clear()
 
 
