@@ -383,9 +383,11 @@ def test_server_that_is_killed(tmp_path, directory):
     start()
     over, counted, progress = threading.Event(), [0, 0], threading.Condition()
 
+    connections = [Connection(ClientStorage(address, timeout=LONG)) for _ in counted]
+
     def increment(number):
-        with ClientStorage(address, timeout=LONG) as storage:
-            connection = Connection(storage)
+        with connections[number].get_storage():
+            connection = connections[number]
             root = connection.get_root()
             while not over.is_set():
                 try:

@@ -20,6 +20,7 @@ from berkeleydb_storage.errors import OptionError, PoolExhausted, ServerUnreacha
 
 THREADS = 8
 INCREMENTS = 25
+CONNECTIONS = 50
 
 
 @pytest.fixture
@@ -125,6 +126,29 @@ def test_first_use_by_many_threads(pools):
             assert isinstance(connection.get_root(), BTree)
 
     run_threads(*[use] * THREADS)
+
+
+def test_connecting_while_the_root_is_stored_all_the_time(pools):
+    """Durus' ``Connection`` gives up when it finds the root changed twice; the pool tries again."""
+    busy, over, started = pools(), threading.Event(), threading.Event()
+
+    def store():
+        with busy.connection() as connection:
+            while not over.is_set():
+                connection.get_root()["a"] = 1
+                connection.commit()
+                started.set()
+
+    def connect():
+        try:
+            assert started.wait(PATIENCE)
+            for _ in range(CONNECTIONS):
+                with pools().connection() as connection:
+                    assert list(connection.get_root()) == ["a"]
+        finally:
+            over.set()
+
+    run_threads(store, connect)
 
 
 def test_exhausted_pool(pools):

@@ -125,8 +125,11 @@ class Channel:
                 self.close()
                 raise
             at, end = 0, count
+        found = self._buffer[at:end]
         self._at = end
-        return self._buffer[at:end]
+        if end == len(self._buffer):  # a long answer is not kept
+            self._buffer, self._at = b"", 0
+        return found
 
     def _fill(self, count: int) -> None:
         """Have `count` bytes in the buffer, from its start."""

@@ -25,11 +25,14 @@ from berkeleydb_storage.protocol import (
     VERSION,
     unpack_json,
 )
-from berkeleydb_storage.transport.addresses import connect, parse_address
+from berkeleydb_storage.transport.addresses import DEFAULT_PORT, connect, parse_address
 from berkeleydb_storage.transport.tls import client_context
 
 _GREETING = b"%c%s%c" % (VERSION, EXTENDED, EXTENDED_VERSION)
 _LONGEST = (1 << 32) - 1
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 
 Password = str | Callable[[], str] | None
 
@@ -187,3 +190,12 @@ def _prove(link: ExtendedLink, credentials: Credentials) -> None:
         message = handshake.receive(link.authenticate(message))
     if not handshake.done:
         raise WireError("the exchange about the password ended too early")
+
+
+def target_of(address: str | tuple[str, int], host: str | None, port: int | None) -> str | tuple[str, int]:
+    """Return the address that is meant, whichever way it was given."""
+    if host is None and port is None:
+        return address
+    if host is None:
+        host = DEFAULT_HOST if address == DEFAULT_ADDRESS else address  # type: ignore[assignment]
+    return (host, DEFAULT_PORT if port is None else port)  # type: ignore[return-value]

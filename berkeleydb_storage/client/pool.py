@@ -11,19 +11,19 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from durus.connection import Connection
-from durus.error import ConflictError
+from durus.error import ConflictError, ReadConflictError
 
-from berkeleydb_storage.client.storage import DEFAULT_ADDRESS, ClientStorage
+from berkeleydb_storage.client import forks
+from berkeleydb_storage.client.dialing import DEFAULT_ADDRESS
+from berkeleydb_storage.client.storage import ClientStorage
 from berkeleydb_storage.errors import (
     BerkeleyDBStorageError,
     OptionError,
@@ -34,6 +34,8 @@ from berkeleydb_storage.errors import (
 
 DEFAULT_CACHE_SIZE = 100_000
 """Durus'."""
+ATTEMPTS = 100
+"""To load the root object for a new connection; each fails only if somebody has just stored it."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Pool:
         self._generation = 0
         self._closed = False
         self._begin()
-        _note_forks(self)
+        forks.note(self)
 
     def _begin(self) -> None:
         """Begin without connections."""
@@ -248,13 +250,22 @@ class Pool:
         generation = self._generation
         storage = ClientStorage(self._address, **self._options)
         try:
-            connection = Connection(storage, cache_size=self._cache_size, root_class=self._root_class)
+            connection = self._open_connection(storage)
         except BaseException:
             storage.close()
             raise
         with self._changed:
             self._made += 1
         return _Entry(connection, generation)
+
+    def _open_connection(self, storage: ClientStorage) -> Connection:
+        """Have Durus load the root. Where others store that all the time it may be too old twice in a row."""
+        for _ in range(ATTEMPTS):
+            try:
+                return Connection(storage, cache_size=self._cache_size, root_class=self._root_class)
+            except ReadConflictError:
+                storage.sync()
+        return Connection(storage, cache_size=self._cache_size, root_class=self._root_class)
 
     # --- giving back
 
@@ -323,21 +334,3 @@ def _close(entries: list[_Entry]) -> None:
     for entry in entries:
         with suppress(BerkeleyDBStorageError, OSError):
             entry.connection.storage.close()
-
-
-_forkable: weakref.WeakSet[Pool] = weakref.WeakSet()
-_registered = False
-
-
-def _note_forks(pool: Pool) -> None:
-    """Have `forked` called in each child of this process."""
-    global _registered
-    if not _registered:
-        _registered = True
-        os.register_at_fork(after_in_child=_forked)
-    _forkable.add(pool)
-
-
-def _forked() -> None:
-    for pool in list(_forkable):
-        pool.forked()

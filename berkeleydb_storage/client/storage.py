@@ -16,37 +16,38 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush
 from itertools import islice
 from typing import Any
 
-from durus.error import ConflictError, ReadConflictError
+from durus.error import ConflictError
 from durus.storage import Storage
-from pyroaring import BitMap64
 
+from berkeleydb_storage.client import forks
 from berkeleydb_storage.client.committing import FATES, Commit, Fate, Invalidator
-from berkeleydb_storage.client.dialing import AddressDialer, Credentials, Dialer, Opener, Password, RemoteOpener
+from berkeleydb_storage.client.dialing import (
+    DEFAULT_ADDRESS,
+    AddressDialer,
+    Credentials,
+    Dialer,
+    Opener,
+    Password,
+    RemoteOpener,
+    target_of,
+)
+from berkeleydb_storage.client.iteration import in_order, reachable
 from berkeleydb_storage.client.line import Line
 from berkeleydb_storage.client.link import Link, Welcome
+from berkeleydb_storage.client.loading import Loader
 from berkeleydb_storage.client.news import News
 from berkeleydb_storage.client.pending import Oids, Pending
-from berkeleydb_storage.client.prefetched import Prefetched
 from berkeleydb_storage.errors import CommitUnknown, OptionError
-from berkeleydb_storage.format import OID_LENGTH, ROOT_OID, pack_uint64, references, unpack_uint64
+from berkeleydb_storage.format import ROOT_OID
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_ADDRESS = f"{DEFAULT_HOST}:2972"
 DEFAULT_USER = "durus"
 DEFAULT_TIMEOUT = 30.0
 BULK = 256
 """Objects that are asked for at once."""
-FETCH_BYTES = 1 << 20
-"""Bytes of records after which an answer to a prefetching load ends."""
-PREFETCH_BYTES = 32 << 20
-"""Bytes of records that were fetched in advance which are kept at most."""
-LAST_OID = (1 << 64) - 1
 
 
 class ClientStorage(Storage):
@@ -94,7 +95,7 @@ class ClientStorage(Storage):
         if timeout <= 0 or prefetch < 0:
             raise OptionError("timeout is a positive number of seconds, and prefetch a number of objects, or 0")
         if dialer is None:
-            target = _target(address, host, port)
+            target = target_of(address, host, port)
             dialer = AddressDialer(target, ca=ca, certificate=certificate, key=key, verify=verify)
         self._connect(RemoteOpener(dialer, Credentials(user, password)), timeout, prefetch)
 
@@ -102,13 +103,12 @@ class ClientStorage(Storage):
         self._lock = threading.RLock()
         self._line = Line(opener, timeout, self._welcomed)  # guarded by _lock, all of these
         self._news = News()
-        self._prefetched = Prefetched(PREFETCH_BYTES)
-        self._prefetch = prefetch
+        self._loader = Loader(self._line, self._news, prefetch)
         self._oids = Oids()
         self._pending = Pending()
         self._under_way: Pending | None = None
         self._line.link()
-        _note_forks(self)
+        forks.note(self)
 
     def __repr__(self) -> str:
         """Return the address."""
@@ -128,29 +128,8 @@ class ClientStorage(Storage):
             ValueError: `oid` is not 8 bytes.
             ServerUnreachable, StorageClosed, DamagedError, ServerError, WireError: it cannot be read.
         """
-        if len(oid) != OID_LENGTH:
-            raise ValueError(f"an oid has {OID_LENGTH} bytes, not {len(oid)}: {oid[:16]!r}")
         with self._lock:
-            record = self._prefetched.get(oid) if self._prefetched else None
-            if record is None:
-                record = self._fetch(oid) if self._prefetch else self._line.repeat(lambda link: link.load(oid))
-            self._require_fresh(oid)
-            self._news.saw_one(oid)
-            return record
-
-    def _fetch(self, oid: bytes) -> bytes:
-        records = self._line.repeat(lambda link: link.fetch(oid, 1 + self._prefetch, FETCH_BYTES))
-        self._keep(records[1:])
-        return records[0]
-
-    def _keep(self, records: Iterable[bytes]) -> None:
-        self._prefetched.add(record for record in records if not self._news.concerns(record[:OID_LENGTH]))
-
-    def _require_fresh(self, oid: bytes) -> None:
-        """Refuse to load what was changed, by what the server has told and the application does not know."""
-        self._line.require_open()
-        if self._news.concerns(oid):
-            raise ReadConflictError([oid])
+            return self._loader.load(oid)
 
     def bulk_load(self, oids: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the records of these objects, in this order.
@@ -162,28 +141,12 @@ class ClientStorage(Storage):
         """
         left = iter(oids)
         while batch := list(islice(left, BULK)):
-            for found in self._load_all(batch):
+            with self._lock:
+                records = self._loader.load_all(batch)
+            for found in records:
                 if isinstance(found, Exception):
                     raise found
                 yield found
-
-    def _load_all(self, oids: list[bytes]) -> list[bytes | Exception]:
-        """Return for each object its record, or what `load` would raise."""
-        for oid in oids:
-            if len(oid) != OID_LENGTH:
-                raise ValueError(f"an oid has {OID_LENGTH} bytes, not {len(oid)}: {oid[:16]!r}")
-        with self._lock:
-            self._line.require_open()
-            found: dict[bytes, bytes | Exception] = {}
-            for oid in oids:
-                record = self._prefetched.get(oid)
-                if record is not None:
-                    found[oid] = record
-            missing = [oid for oid in dict.fromkeys(oids) if oid not in found]
-            if missing:
-                found.update(zip(missing, self._line.repeat(lambda link: link.bulk(missing)), strict=True))
-            self._news.saw(oids)
-            return [ReadConflictError([oid]) if self._news.concerns(oid) else found[oid] for oid in oids]
 
     def prefetch(self, oids: Iterable[bytes]) -> None:
         """Fetch objects that are going to be loaded; those that do not exist, or have been changed, are passed over.
@@ -194,10 +157,7 @@ class ClientStorage(Storage):
         left = iter(oids)
         while batch := list(islice(left, BULK)):
             with self._lock:
-                wanted = [oid for oid in batch if self._prefetched.get(oid) is None]
-                if wanted:
-                    found = self._line.repeat(lambda link, wanted=wanted: link.bulk(wanted))  # type: ignore[misc]
-                    self._keep(record for record in found if isinstance(record, bytes))
+                self._loader.fetch_ahead(batch)
 
     def gen_oid_record(self, start_oid: bytes | None = None, batch_size: int = 100) -> Iterator[tuple[bytes, bytes]]:
         """Yield (oid, record) of every object, or of those that can be reached from one.
@@ -216,61 +176,22 @@ class ClientStorage(Storage):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is at least 1, not {batch_size!r}")
-        batch_size = max(batch_size, self._prefetch)
+        batch_size = max(batch_size, self._loader.ahead)
         if start_oid is None:
             return self._in_order(batch_size)
-        return self._reachable(start_oid, batch_size)
+        return reachable(self.bulk_load, start_oid, batch_size)
 
     def _in_order(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
         with self._lock:
             ordered = self._line.repeat(lambda link: link.ordered)
         if not ordered:
-            yield from self._reachable(ROOT_OID, batch_size)
+            yield from reachable(self.bulk_load, ROOT_OID, batch_size)
             return
-        last, number = self._highest(), 0
-        while number <= last and (records := self._rows(number, batch_size)):
-            for record in records:
-                oid = record[:OID_LENGTH]
-                if unpack_uint64(oid) <= last:
-                    yield oid, record
-            number = unpack_uint64(records[-1][:OID_LENGTH]) + 1
+        yield from in_order(self._rows, batch_size)
 
     def _rows(self, number: int, count: int) -> list[bytes]:
         with self._lock:
-            self._line.require_open()
-            records = self._line.repeat(lambda link: link.rows(pack_uint64(number), count, FETCH_BYTES))
-            self._news.saw([record[:OID_LENGTH] for record in records])
-            return records
-
-    def _highest(self) -> int:
-        """Return the highest oid of an object, -1 where there is none: steps that grow, and then a search by halves."""
-        found, step = -1, 1
-        while (higher := min(found + step, LAST_OID)) > found and (records := self._rows(higher, 1)):
-            found, step = unpack_uint64(records[0][:OID_LENGTH]), 2 * step
-        while found + 1 < higher:
-            middle = (found + 1 + higher) // 2
-            records = self._rows(middle, 1)
-            if records:
-                found = unpack_uint64(records[0][:OID_LENGTH])
-            else:
-                higher = middle
-        return found
-
-    def _reachable(self, start_oid: bytes, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
-        todo, seen = [start_oid], BitMap64()
-        while todo:
-            batch: list[bytes] = []
-            while todo and len(batch) < batch_size:
-                oid = heappop(todo)
-                number = unpack_uint64(oid)
-                if number not in seen:
-                    seen.add(number)
-                    batch.append(oid)
-            for oid, record in zip(batch, self.bulk_load(batch), strict=True):
-                yield oid, record
-                for ref in references(oid, record):
-                    if unpack_uint64(ref) not in seen:
-                        heappush(todo, ref)
+            return self._loader.rows(number, count)
 
     # --- committing
 
@@ -341,7 +262,7 @@ class ClientStorage(Storage):
         commit = Commit(self._line, self._news, self._told, records, pending.size, handle)
         if records:
             self._news.saw(records)
-            self._prefetched.drop(records)
+            self._loader.drop(records)
             self._under_way = pending
             try:
                 commit.run(pending.require_own)
@@ -377,7 +298,7 @@ class ClientStorage(Storage):
     def _changed(self, oids: list[bytes]) -> None:
         if oids:
             self._news.add(oids)
-            self._prefetched.drop(oids)
+            self._loader.drop(oids)
 
     def _welcomed(self, welcome: Welcome, same: bool) -> None:
         """Take note of what a server says after the connection was lost."""
@@ -390,7 +311,7 @@ class ClientStorage(Storage):
             self._changed(welcome.changed)
         else:
             self._news.forget()
-            self._prefetched.clear()
+            self._loader.clear()
 
     def fate(self, commit: CommitUnknown | bytes, since: int = 0) -> Fate:
         """Return what became of a commit.
@@ -471,7 +392,7 @@ class ClientStorage(Storage):
         with self._lock:
             self._line.drop()
             self._pending.clear()
-            self._prefetched.clear()
+            self._loader.clear()
 
     def __enter__(self) -> ClientStorage:
         """Return the storage."""
@@ -487,33 +408,6 @@ class ClientStorage(Storage):
         self._line.forked()
         self._oids.clear()
         self._pending.estrange()
-
-
-_forkable: weakref.WeakSet[ClientStorage] = weakref.WeakSet()
-_registered = False
-
-
-def _note_forks(storage: ClientStorage) -> None:
-    """Have `forked` called in each child of this process."""
-    global _registered
-    if not _registered:
-        _registered = True
-        os.register_at_fork(after_in_child=_forked)
-    _forkable.add(storage)
-
-
-def _forked() -> None:
-    for storage in list(_forkable):
-        storage.forked()
-
-
-def _target(address: str | tuple[str, int], host: str | None, port: int | None) -> str | tuple[str, int]:
-    """Return the address that is meant, whichever way it was given."""
-    if host is None and port is None:
-        return address
-    if host is None:
-        host = DEFAULT_HOST if address == DEFAULT_ADDRESS else address  # type: ignore[assignment]
-    return (host, 2972 if port is None else port)  # type: ignore[return-value]
 
 
 def _silent(progress: dict[str, Any]) -> None:
