@@ -304,11 +304,11 @@ class Server:
             )
             for sock in sockets:
                 listeners.append(await self._accept(loop, sock, service))
-            self._watch_signals(loop)
-            ticking = loop.create_task(self._tick(service))
             if self._exporter is not None:
                 self._exporter.start()
                 logger.info(Event("metrics", address=self._exporter.address))
+            self._watch_signals(loop)
+            ticking = loop.create_task(self._tick(service))
             self._ready.set()
             logger.info(Event("listening", addresses=",".join(self.addresses), pid=os.getpid(), version=__version__))
             self._notify("READY=1")
@@ -332,6 +332,7 @@ class Server:
                 sockets.append(listen(address, **self._file))
         except BaseException:
             for sock in sockets:
+                unix.unlink(sock)
                 sock.close()
             raise
         if self._sockets:
