@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ class Pool:
 
     def __init__(
         self,
-        address: str | tuple[str, int] = DEFAULT_ADDRESS,
+        address: str | tuple[str, int] | Callable[[], ClientStorage] = DEFAULT_ADDRESS,
         *,
         size: int = 10,
         wait: float = 30.0,
@@ -88,7 +88,8 @@ class Pool:
         """Prepare a pool; connections are made when they are needed.
 
         Args:
-            address: of the server, as for `ClientStorage`.
+            address: of the server, as for `ClientStorage`; or a function that returns a new storage, such as a
+                `SharedStorage`, for each connection.
             size: connections at the same time; default 10.
             wait: seconds to wait for one when all are in use; default 30.
             idle_timeout: seconds after which one that nobody uses is closed; default 900.
@@ -248,7 +249,7 @@ class Pool:
 
     def _connect(self) -> _Entry:
         generation = self._generation
-        storage = ClientStorage(self._address, **self._options)
+        storage = self._address() if callable(self._address) else ClientStorage(self._address, **self._options)
         try:
             connection = self._open_connection(storage)
         except BaseException:
