@@ -194,10 +194,12 @@ def test_limits_on_time_and_size(served):
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         assert silent.recv(1) == b""
     server.wait_for('reason="it has not come in within 0.2 s"')
-    with closing(DurusClient(port=server.port, host="127.0.0.1")) as client:
+    client = DurusClient(port=server.port, host="127.0.0.1")
+    with closing(client.s):
         assert client.s.recv(1) == b""
     server.wait_for('reason="idle for 0.1 s"')
-    with closing(DurusClient(port=server.port, host="127.0.0.1")) as client:
+    client = DurusClient(port=server.port, host="127.0.0.1")
+    with closing(client.s):
         connection = Connection(client)
         connection.get_root()["x"] = os.urandom(2000)
         with pytest.raises((OSError, DurusError)):
