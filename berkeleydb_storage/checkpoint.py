@@ -112,7 +112,7 @@ class Checkpointer:
         self._time = time.monotonic()  # guarded by _running
         self.completed = 0  # guarded by _running
         self._stopped = False  # guarded by _running
-        self._kept: int | None = None  # guarded by _running: no log file is removed from this number on
+        self._kept: int | None = None  # set under _running: no log file is removed from this number on
 
     def numbers(self) -> CheckpointNumbers:
         """Return what the policy is told. What a checkpoint itself writes into the log does not count."""
@@ -156,12 +156,14 @@ class Checkpointer:
         try:
             yield first
         finally:
-            with self._running:
-                self._kept = None
+            self._kept = None
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """Wait until no checkpoint is under way, and keep the next from beginning; for microseconds at a time."""
+        """Wait until no checkpoint is under way, and keep the next from beginning; for some milliseconds at a time.
+
+        Who asks for a checkpoint meanwhile waits. A policy does not, and is asked again.
+        """
         with self._running:
             yield
 
@@ -206,8 +208,9 @@ class Checkpointer:
     def _remove_logs(self, changes: dict[str, object]) -> None:
         present = files.log_numbers(self._directory.path)
         needless = set(self._environment.removable_logs()) & set(present[:-1])
-        if self._kept is not None:
-            needless = {number for number in needless if number < self._kept}
+        kept = self._kept
+        if kept is not None:
+            needless = {number for number in needless if number < kept}
         needed = [number for number in present if number not in needless]
         log, offset = self._environment.last_checkpoint()
         self._directory.update(

@@ -18,6 +18,7 @@ from crash_model import Writer, set_up
 from graphs import EVER, number, oid, record
 
 from berkeleydb_storage import (
+    BackupError,
     BerkeleyDBStorage,
     CheckpointInline,
     CheckpointNever,
@@ -131,6 +132,27 @@ def compact(report, path, options, how, objects, hold):
             storage.checkpoint()
             for _ in compaction.compact(storage._engine, hold=hold):
                 writer.next()
+
+
+def back_up(report, path, options, target, keep):
+    """Commit steps in two threads, and make backups meanwhile, of which `keep` stay, until killed."""
+    with BerkeleyDBStorage(path, **policies("none"), **options) as storage:
+        hubs = set_up(storage, 2, report)
+        for index, key in enumerate(hubs):
+            writer = Writer(storage.session(), index, key, report)
+            threading.Thread(target=go_on, args=(writer, None), daemon=True).start()
+        while True:
+            made = storage._running.backups.make(target, keep=keep)
+            report(f"made {made.path.name}")
+
+
+def back_up_and_tell(report, path, target):
+    """Make a backup, and report what was raised."""
+    with BerkeleyDBStorage(path) as storage:
+        try:
+            storage.backup(target)
+        except BackupError as error:
+            report(str(error))
 
 
 def open_and_close(report, path, options):

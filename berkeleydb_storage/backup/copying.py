@@ -6,9 +6,9 @@ since the checkpoint before goes with them: recovery then brings all pages to th
 Invariants:
 
 1. The log in the copy ends where no transaction was under way: at a commit.
-2. No page is copied while it is written. Pages are written by a checkpoint, or by who holds the engine's mutex. So each
-   part is read twice, with both of them passed in between: what was the same both times was written by nobody then. A
-   page that was not is read again while both are held.
+2. No page is copied while it is written. Pages are written by a checkpoint, or by who holds the engine's mutex. So
+   reading and checkpoints take turns; and each part is read twice, with the mutex held once in between: what was the
+   same both times was written by nobody then. A page that was not is read again with the mutex held.
 3. Every page that was written meanwhile has changes in the log that is copied, so that recovery looks at its checksum:
    should a page not be whole after all, then there is no backup.
 
@@ -38,6 +38,8 @@ from berkeleydb_storage.recovery import roll_forward
 
 PART = 64 * PAGE_SIZE
 """Bytes that are copied at a time."""
+READ_AT_ONCE = 16 << 20
+"""Bytes that are read between two checkpoints, at most, and kept in memory: what is slow is the writing."""
 SYNC_EVERY = 8 << 20
 """Bytes after which the copy is brought to the disk: not all at the end, when commits would have to wait for it."""
 
@@ -115,13 +117,24 @@ class Copying:
     def _copy_table(self, name: str, target: Path) -> None:
         with _opened(self._directory.path / name) as source, _created(target / name, source) as copy:
             offset = 0
-            while part := self._part(source, offset):
-                offset += self._write(copy, part)
+            while parts := self._parts(source, offset):
+                for part in parts:
+                    offset += self._write(copy, part)
+
+    def _parts(self, source: int, offset: int) -> list[bytes]:
+        """Return the next parts of a table, of `READ_AT_ONCE` bytes together; at its end none."""
+        parts: list[bytes] = []
+        with self._checkpointer.resting():
+            for start in range(offset, offset + READ_AT_ONCE, PART):
+                parts.append(self._part(source, start))
+                if len(parts[-1]) < PART:
+                    break
+        return [part for part in parts if part]
 
     def _part(self, source: int, offset: int) -> bytes:
-        """Return some whole pages of a table."""
+        """Return some whole pages of a table. No checkpoint is under way."""
         first = os.pread(source, PART, offset)
-        with self._checkpointer.resting(), self._engine.lock:
+        with self._engine.lock:
             self._engine.require_open()
         part = os.pread(source, PART, offset)
         if part != first:
@@ -132,7 +145,7 @@ class Copying:
         for start in range(0, len(second), PAGE_SIZE):
             page = second[start : start + PAGE_SIZE]
             if page != first[start : start + PAGE_SIZE]:
-                with self._checkpointer.resting(), self._engine.lock:
+                with self._engine.lock:
                     page = os.pread(source, PAGE_SIZE, offset + start)
             yield page.ljust(PAGE_SIZE, b"\0")
 

@@ -216,10 +216,10 @@ class Shelf:
     def making(self, storage: Path) -> Iterator[Path]:
         """Give a new directory to make a backup in, which is gone at the end, unless it was published."""
         path = self.path / f"{MAKING}{os.getpid()}"
-        with self.explaining():
-            path.mkdir(mode=0o700)
-            failpoints.reached("backup.begun")
         try:
+            with self.explaining():
+                path.mkdir(mode=0o700)
+                failpoints.reached("backup.begun")
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
