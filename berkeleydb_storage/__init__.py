@@ -5,6 +5,8 @@
 >>> connection = Connection(BerkeleyDBStorage("db"))  # an existing directory  # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING
+
 from berkeleydb_storage.backup import Backup, Every, list_backups
 from berkeleydb_storage.check import Fault, Report
 from berkeleydb_storage.checkpoint import (
@@ -53,6 +55,9 @@ from berkeleydb_storage.session import Session
 from berkeleydb_storage.storage import BerkeleyDBStorage, Statistics
 from berkeleydb_storage.version import __version__
 
+if TYPE_CHECKING:
+    from berkeleydb_storage.sharing import SharedStorage
+
 __all__ = [
     "AccessDenied",
     "AuthenticationError",
@@ -90,6 +95,7 @@ __all__ = [
     "RecoveryNeeded",
     "Report",
     "Session",
+    "SharedStorage",
     "Statistics",
     "StorageClosed",
     "StorageInUse",
@@ -100,3 +106,12 @@ __all__ = [
     "garbage_collection_interface",
     "list_backups",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what takes as long as all the rest together, a server and its client, when it is asked for."""
+    if name == "SharedStorage":
+        from berkeleydb_storage.sharing import SharedStorage
+
+        return SharedStorage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,6 +38,11 @@ commands.backing commands.looking commands.moving commands.packing commands.pass
 commands
 cli
 __main__
+sharing.local sharing.owner
+sharing.place
+sharing.opener
+sharing.storage
+sharing
 __init__
 
 testing.base testing.records
