@@ -243,6 +243,17 @@ def test_bulk_load_keeps_in_step():
         assert client.load(other) == record_of(other)
 
 
+def test_progress_of_a_backup():
+    """It is handed on until the result comes."""
+    steps = [{"bytes": 1}, {"bytes": 2}]
+    answers = [frame(protocol.PROGRESS, protocol.pack_json(step)) for step in steps]
+    size = frame(protocol.OK, struct.pack(">QQ", 5, 0))
+    with client_of(GREETING, size, *answers, frame(protocol.OK, b'{"path": "x"}')) as client:
+        told = []
+        assert client.backup(told.append) == {"path": "x"}
+        assert told == steps
+
+
 def test_record_of_another_object():
     """It is not handed on."""
     with client_of(GREETING, frame(protocol.OK, record_of(ROOT))) as client, pytest.raises(WireError):

@@ -64,6 +64,8 @@ MOST_FETCHED = 10_000
 """Objects in one answer."""
 MOST_BYTES = 16 << 20
 """Bytes after which an answer with several records ends."""
+SEARCHED = 8
+"""Objects that are looked at for each that is to be fetched: a client may have nearly all of them."""
 
 
 class _Request(NamedTuple):
@@ -237,7 +239,7 @@ class Extended:
                 records.append(record)
                 c.interest.add(other)
                 left -= len(record)
-            if len(records) >= count or left <= 0:
+            if len(records) >= count or left <= 0 or number >= SEARCHED * count:
                 break
             if not number % AT_ONCE:
                 yield False
