@@ -32,6 +32,16 @@ transport.unix transport.tls transport.systemd auth.rights auth.networks auth.ha
 transport.addresses auth.throttle auth.users
 auth.handshake
 transport auth
+protocol
+client.channel client.forks client.iteration client.news client.pending client.prefetched client.refusals
+client.link
+client.extended client.durus_link
+client.dialing
+client.line
+client.committing client.loading
+client.storage
+client.pool
+client
 commands.console
 commands.command
 commands.backing commands.looking commands.moving commands.packing commands.passwords commands.why
