@@ -1,12 +1,12 @@
 """The conformance suite through the server, with a plain Durus client."""
 
-import pytest
 from types import MappingProxyType
 
+import pytest
 from conftest import check_directory
 from durus.client_storage import ClientStorage
-from durus.error import ProtocolError
-
+from durus.connection import ROOT_OID, Connection
+from durus.error import ProtocolError, ReadConflictError
 from test_conformance import EXPECTED
 
 from berkeleydb_storage import BerkeleyDBStorage, GarbageManual
@@ -24,7 +24,6 @@ class Behind(StorageConformance):
     several_clients = True
     closed_errors = CLOSED
     packs = True
-    options = {}
 
     def serve(self, directory):
         raise NotImplementedError
@@ -33,7 +32,7 @@ class Behind(StorageConformance):
         raise NotImplementedError
 
     def make_storage(self, directory):
-        self._inner = BerkeleyDBStorage(directory, garbage_collection=GarbageManual(), **self.options)
+        self._inner = BerkeleyDBStorage(directory, garbage_collection=GarbageManual())
         self._server = Server(self._inner, "127.0.0.1:0")
         self._server.start()
         return self.client(self._server)
@@ -62,3 +61,20 @@ class TestDurusClient(Behind):
     def client(self, server):
         address = parse_address(server.address)
         return ClientStorage(address.host, address.port)
+
+
+def test_who_has_nothing_yet_begins_with_what_there_is(directory):
+    """Others may store the root again and again while a ``Connection`` is made: that is no conflict."""
+    with BerkeleyDBStorage(directory) as storage, Server(storage, "127.0.0.1:0") as server:
+        address = parse_address(server.address)
+        client = ClientStorage(address.host, address.port)
+        connection = Connection(storage.session())
+        connection.get_root()["one"] = 1
+        connection.commit()
+        assert client.load(ROOT_OID) == connection.get_storage().load(ROOT_OID)
+        connection.get_root()["two"] = 2
+        connection.commit()
+        with pytest.raises(ReadConflictError):
+            client.load(ROOT_OID)
+        client.close()
+        client.s.close()

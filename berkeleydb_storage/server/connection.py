@@ -78,6 +78,8 @@ class Connection(asyncio.Protocol):
         self.can_be_asked = False
         self.ended = False
         self.busy = False
+        self.synced = False
+        """Whether it has ever asked what others changed."""
         self.welcome = False
         """Whether it has made a request that was served."""
         self.rights = 0

@@ -153,6 +153,7 @@ class Durus:
 
     def _sync(self, _: bytes) -> bool:
         c = self._c
+        c.synced = True
         self._tell(c.service.desk.news(c)[0])
         return True
 

@@ -304,6 +304,7 @@ class Extended:
 
     def _sync(self, payload: bytes) -> bool:
         c = self._c
+        c.synced = True
         news, known = c.service.desk.news(c)
         self._frame(OK, pack_uint64(known), *news)
         return True

@@ -26,6 +26,10 @@ class Interest:
         self.add = self._loaded.append
         """Note an object that the client is sent."""
 
+    def __bool__(self) -> bool:
+        """Tell whether there may be any."""
+        return self._anything or bool(self._loaded) or bool(self._has)
+
     def _fold(self) -> None:
         if self._loaded:
             numbers = BitMap64(unpack_oids(self._loaded))

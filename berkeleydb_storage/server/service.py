@@ -39,7 +39,7 @@ from berkeleydb_storage.protocol import (
 )
 from berkeleydb_storage.server.chores import Chores
 from berkeleydb_storage.server.connection import ADMIN, READ, WRITE, Connection
-from berkeleydb_storage.server.desk import RETRY, Desk
+from berkeleydb_storage.server.desk import NEWS, RETRY, Desk
 from berkeleydb_storage.server.durus import Durus
 from berkeleydb_storage.server.extended import Extended
 from berkeleydb_storage.server.limits import Limits
@@ -253,6 +253,9 @@ class Service:
     def read(self, connection: Connection, oid: bytes) -> bytes | int | None:
         """Read an object for a client, as `Desk.read` does."""
         found = self.desk.read(connection, oid)
+        if found == NEWS and not connection.synced and not connection.interest:
+            self.desk.news(connection)  # it has nothing yet that this could contradict: it begins here
+            found = self.desk.read(connection, oid)
         if found is None and oid == ROOT_OID and connection.rights & WRITE and not self.may_create(connection):
             return RETRY
         return found
