@@ -7,6 +7,7 @@ import random
 import struct
 import time
 from contextlib import suppress
+from functools import partial
 from os import environ
 
 import pytest
@@ -169,7 +170,7 @@ class OfExtended(Fuzzer):
                     protocol.unpack_refusal(payload)
 
 
-PROTOCOLS = {"durus": (OfDurus, "durus"), "extended": (OfExtended, "extended")}
+PROTOCOLS = {"durus": (OfDurus, {}), "extended": (OfExtended, {"come_in": False})}
 
 
 def bombard(one, fuzzer, connect, wanted):
@@ -204,15 +205,13 @@ def test_many(caplog, monkeypatch, kind, capsys):
 
 
 def fuzz(caplog, monkeypatch, kind, seed, wanted):
-    make, connect = PROTOCOLS[kind]
+    make, options = PROTOCOLS[kind]
     fuzzer = make(seed)
     caplog.handler.setLevel("WARNING")
     with house(caplog, monkeypatch, options=PROMPT, limits=limits(handshake=5, stall=5)) as one:
         started = time.perf_counter()
         with one.honest.at_work():
-            bombard(
-                one, fuzzer, lambda: getattr(one, connect)(**({"come_in": False} if kind == "extended" else {})), wanted
-            )
+            bombard(one, fuzzer, partial(getattr(one, kind), **options), wanted)
         seconds = time.perf_counter() - started
         latencies = one.honest.latencies
         stored = one.service.metrics.commits - len(latencies)

@@ -110,8 +110,8 @@ class Wire:
     def __exit__(self, kind, error, trace):
         self.close()
 
-    def converse(self, pieces, patience=PATIENCE):
-        """Send the pieces while reading whatever comes, until nothing comes any more; hang up.
+    def converse(self, pieces, quiet=QUIET, patience=PATIENCE):
+        """Send the pieces while reading whatever comes, until nothing comes for `quiet` seconds; hang up.
 
         Return what was read until the server hung up as well.
         """
@@ -121,7 +121,7 @@ class Wire:
             selector.register(self.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
             while True:
                 assert time.monotonic() < until, "the server neither answers nor hangs up"
-                events = selector.select(QUIET)
+                events = selector.select(quiet)
                 if not events and not pieces:
                     self._hang_up()
                 for _, event in events:
