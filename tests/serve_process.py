@@ -23,6 +23,23 @@ LINE = re.compile(
 """What every line of the log is like."""
 WORD = re.compile(r'(?:[\w-]+=)?(?:"(?:[^"\\]|\\.)*"|[^\s"=\\]+)')
 
+SIGNALLED = """
+import os, sys
+from berkeleydb_storage import cli, failpoints
+
+wanted, number, left = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def hook(point):
+    global left
+    left -= point == wanted
+    if point == wanted and left == 0:
+        os.kill(os.getpid(), number)
+
+failpoints.hook = hook
+sys.exit(cli.main(sys.argv[4:]))
+"""
+"""A command that gets a signal when it reaches a crash point for the n-th time."""
+
 
 def run(*arguments, code=0, stdin="", environment=None):
     """Run a command, check its exit code, return what it wrote to standard output and error."""
@@ -49,18 +66,33 @@ class Serving:
     Args:
         directory: of the storage.
         options: of the command.
+        signalled: at which crash point, by which number, the how manieth time it gets a signal.
         before: a command line that ends by executing its arguments, such as of a shell.
         ready: what is logged then; None: do not wait.
         listen: False: do not say where to listen.
         others: of `subprocess.Popen`.
     """
 
-    def __init__(self, directory, *options, before=(), environment=None, ready="listening ", listen=True, **others):
+    def __init__(
+        self,
+        directory,
+        *options,
+        signalled=None,
+        before=(),
+        environment=None,
+        ready="listening ",
+        listen=True,
+        **others,
+    ):
         if listen and "--listen" not in options:
             options = ("--listen", "127.0.0.1:0", *options)
+        command = COMMAND
+        if signalled is not None:
+            point, number, times = signalled
+            command = [*COMMAND[:3], "-c", SIGNALLED, point, str(int(number)), str(times)]
         self.directory = directory
         self.process = subprocess.Popen(
-            [*before, *COMMAND, "serve", str(directory), *map(str, options)],
+            [*before, *command, "serve", str(directory), *map(str, options)],
             env={**ENVIRONMENT, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
