@@ -158,6 +158,37 @@ def test_the_horizon(storage, monkeypatch):
     assert list(storage._engine.journal._marks.values()) == [8, 9, 10, 11, 12]
 
 
+def test_what_was_read_leaves_the_horizon_like_what_was_noted(storage, monkeypatch):
+    """The oldest first, whatever came into the index first."""
+    monkeypatch.setattr("berkeleydb_storage.journal.HORIZON", 5)
+    for number in range(1, 6):
+        store(storage, by=mark(number))
+    assert storage._engine.fate(mark(0), 0) == NOT_APPLIED
+    left = storage._engine.journal._marks
+    for tid in range(6, 11):
+        assert list(left.values()) == list(range(max(1, tid - 5), 6))
+        store(storage)
+    assert list(left.values()) == []
+    assert storage._engine.fate(mark(5), 4) == UNTOLD
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_of_several_transactions_with_a_mark_the_newest_counts(storage, monkeypatch, asked):
+    monkeypatch.setattr("berkeleydb_storage.journal.HORIZON", 5)
+    fate = storage._engine.fate
+    if asked:
+        fate(mark(0), 0)
+    for number in (1, 2, 1, 3):
+        store(storage, by=mark(number))
+    for _ in range(2):
+        assert [fate(mark(1), since) for since in range(5)] == [Fate(True, 3)] * 3 + [NOT_APPLIED] * 2
+        assert fate(mark(0), 0) == NOT_APPLIED
+    assert list(storage._engine.journal._marks.values()) == [2, 3, 4]
+    for _ in range(3):
+        store(storage)
+    assert list(storage._engine.journal._marks.values()) == [3, 4]
+
+
 def test_the_index_is_read_in_small_steps_and_once(storage):
     """The mutex is free between any two of them."""
     count = 2 * FATE_STEP + 7
