@@ -64,12 +64,21 @@ def log_tail(path: Path, end: int) -> Tail:
     """Return what follows offset `end`, where the last whole record of the log file `path` ends."""
     with path.open("rb") as file:
         file.seek(end)
-        rest = file.read().rstrip(b"\0")
+        rest = _without_zeros(file.read())
     if not rest:
         return Tail(0, True)
     header = rest[: LOG_HEADER.size].ljust(LOG_HEADER.size, b"\0")
     length = LOG_HEADER.unpack(header)[1]
     return Tail(len(rest), len(rest) <= length)
+
+
+def _without_zeros(data: bytes) -> bytes:
+    """Return data without the zeros at its end, block by block: a log file that was just begun is full of them."""
+    zeros = bytes(PAGE_SIZE * 16)
+    end = len(data)
+    while end and data[max(0, end - len(zeros)) : end] == zeros[:end]:
+        end = max(0, end - len(zeros))
+    return data[:end].rstrip(b"\0")
 
 
 def is_checkpoint(path: Path, offset: int) -> bool:

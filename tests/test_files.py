@@ -229,3 +229,12 @@ def test_the_end_of_a_real_log(tmp_path):
     middle = end_of_log(cut)
     assert middle < end
     assert log_tail(cut, middle) == Tail(len(content[middle:end].rstrip(b"\0")), False)
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 200_000])
+@pytest.mark.parametrize("zeros", [0, 1, 65_535, 65_536, 131_073])
+def test_tail_before_zeros_of_any_length(tmp_path, size, zeros):
+    """They are cut off block by block."""
+    log = tmp_path / "log.0000000001"
+    log.write_bytes(b"x" * size + bytes(zeros))
+    assert log_tail(log, 0).size == size
