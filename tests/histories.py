@@ -1,7 +1,7 @@
 """What transactions did, and whether they can have done it one after the other.
 
-This knows nothing of servers, clients or storages: it is told what each transaction has read and written. A version of an
-object is a text that no other transaction has written. Whoever writes an object has read it before, so that the order
+This knows nothing of servers, clients or storages: it is told what each transaction has read and written. A version of
+an object is a text that no other transaction has written. Whoever writes an object has read it before, so that the order
 of the versions of an object is in the history itself.
 
 A history is in order if there is one sequence of all transactions, which every one that committed or read something has
@@ -40,8 +40,8 @@ class Transaction:
     synced: bool = True
     """Whether it asked at its beginning for what others had done."""
     inside: bool = False
-    """Whether it was made in the process of the storage itself, and may read what a kill takes back, as long as it is not
-    acknowledged."""
+    """Whether it was made in the process of the storage itself, and may read what a kill takes back, as long as it is
+    not acknowledged."""
 
 
 def save(transaction):

@@ -14,7 +14,7 @@ class Writer:
     def __call__(self, name, outcome=COMMITTED, *, begin=None, end=None, reads=(), writes=(), **others):
         """`reads` and `writes` are texts such as "x1"; what is written was read in the version that is one older."""
         self._time += 2
-        seen = dict((each[0], each[1:] if each[1:] != "0" else ABSENT) for each in reads)
+        seen = {each[0]: each[1:] if each[1:] != "0" else ABSENT for each in reads}
         for each in writes:
             older = int(each[1:].removeprefix(GONE)) - 1
             seen.setdefault(each[0], str(older) if older else ABSENT)
