@@ -40,8 +40,8 @@ PART = 64 * PAGE_SIZE
 """Bytes that are copied at a time."""
 READ_AT_ONCE = 16 << 20
 """Bytes that are read between two checkpoints, at most, and kept in memory: what is slow is the writing."""
-SYNC_EVERY = 8 << 20
-"""Bytes after which the copy is brought to the disk: not all at the end, when commits would have to wait for it."""
+SYNC_EVERY = 1 << 20
+"""Bytes after which the copy is brought to the disk. A commit waits for that: with 8 MiB or 256 KiB, twice as long."""
 
 Report = Callable[[str, int], None]
 """Called with what is being done, and how many bytes of it are; what it raises ends the copying."""
