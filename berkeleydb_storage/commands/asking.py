@@ -156,11 +156,11 @@ def _lines(address: str, found: dict[str, Any]) -> Iterator[str]:
         ("commits in a flush, p99", server["groups"]["p99"]),
     )
     yield ""
-    yield f"{'milliseconds':<26}{'count':>16}{'mean':>10}{'p50':>10}{'p99':>10}{'p99.9':>10}{'max':>10}"
+    yield f"{'milliseconds':<26}{'count':>14}{'mean':>10}{'p50':>10}{'p99':>10}{'p99.9':>10}{'max':>10}"
     for name, text in LATENCIES.items():
         values = server[name]
         times = (values[key] * 1000 for key in ("mean", "p50", "p99", "p999", "max"))
-        yield f"{text:<26}{values['count']:>16,}{''.join(f'{each:>10.3f}' for each in times)}"
+        yield f"{text:<26}{values['count']:>14,}{''.join(f'{each:>10.3f}' for each in times)}"
     yield ""
     looked = storage["cache_hits"] + storage["cache_misses"]
     yield from _numbers(
@@ -182,7 +182,7 @@ def _lines(address: str, found: dict[str, Any]) -> Iterator[str]:
 
 def _numbers(*lines: tuple[str, float]) -> Iterator[str]:
     for name, value in lines:
-        yield f"{name:<26}{value:>16,}"
+        yield f"{name:<26}{value:>14,}"
 
 
 ACTIONS: dict[str, Callable[[ClientStorage, argparse.Namespace, Console], None]] = {
