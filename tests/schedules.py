@@ -8,7 +8,9 @@ which conflict it met.
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 
@@ -17,7 +19,7 @@ from durus.client_storage import ClientStorage as DurusClient
 from durus.connection import Connection
 from durus.error import ReadConflictError, WriteConflictError
 from durus.persistent import Persistent
-from durus.storage_server import StorageServer, wait_for_server
+from durus.storage_server import StorageServer
 from histories import ABSENT, COMMITTED, GONE, READ, REFUSED, Transaction, faults
 
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual
@@ -203,7 +205,13 @@ class Reference:
         self.path = str(path)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
-        wait_for_server(address=self.path, sleeptime=0.01)
+        while not self._listens():
+            assert self._thread.is_alive()
+            time.sleep(0.005)
+
+    def _listens(self):
+        with socket.socket(socket.AF_UNIX) as probe:
+            return not probe.connect_ex(self.path)
 
     def _serve(self):
         with suppress(SystemExit):

@@ -1,0 +1,93 @@
+"""Faults that are planted in the server and the client, each of which the tests of histories must find."""
+
+from berkeleydb_storage.client.loading import Loader
+from berkeleydb_storage.client.news import News
+from berkeleydb_storage.server.desk import LATER, NEWS, Desk
+from berkeleydb_storage.server.history import History
+from berkeleydb_storage.server.interest import Interest
+from berkeleydb_storage.server.service import Service
+
+READ, SINCE, INVALIDATE, DECIDE = Desk._read, History.since, History.invalidate, Desk._decide
+FATE, NEW_INTEREST = Service.fate, Interest.__init__
+
+
+def _read_but(answer):
+    """Return a way to read that shows the record where it should answer otherwise."""
+
+    def read(desk, client, oid):
+        found = READ(desk, client, oid)
+        return found if found != answer else desk.engine.objects.get(oid)
+
+    return read
+
+
+def _without_insiders(history, oids):
+    if history.author is not None:
+        INVALIDATE(history, oids)
+
+
+def _everything_is_told(desk, commit):
+    commit.client.told = desk.engine.journal.tid
+    DECIDE(desk, commit)
+
+
+def _told_by_loading(desk, client, oid):
+    found = READ(desk, client, oid)
+    client.told = desk.engine.journal.tid
+    return found
+
+
+def _only_the_newest(history, told, client):
+    return SINCE(history, max(told, history._engine.journal.tid - 1), client)
+
+
+def _acknowledge_first(desk):
+    """Let the commits be acknowledged, and flush them later or never."""
+    desk._scheduled = False
+    if desk._flushing is None and (desk._group or desk._readers):
+        desk._take_group()
+        desk._flushed(None, 0.0)
+
+
+def _knows_nothing(interest, *, anything=False):
+    NEW_INTEREST(interest)
+
+
+def _never_stored(service, mark, since):
+    return (1, 0) if FATE(service, mark, since)[0] == 0 else FATE(service, mark, since)
+
+
+def _nothing(*arguments):
+    return None
+
+
+AT_ONCE = {
+    "what a client has is not minded": (Interest, "meets", lambda interest, oids: False),
+    "changed objects are shown": (Desk, "_read", _read_but(NEWS)),
+    "commits in the server's own process are not noticed": (History, "invalidate", _without_insiders),
+    "nothing has changed when a commit comes": (Desk, "_decide", _everything_is_told),
+    "who loads counts as told": (Desk, "_read", _told_by_loading),
+    "only the newest transaction is told of": (History, "since", _only_the_newest),
+    "own commits are news": (History, "since", lambda history, told, client: SINCE(history, told, None)),
+    "prefetched records stay when they were changed": (Loader, "__init__", None),
+    "what a client stored is not noted": (Interest, "update", _nothing),
+}
+"""Found by the schedules of a few clients: class, attribute, what is put there."""
+
+OVER_KILLS = {
+    "commits are acknowledged before they are on the disk": (Desk, "_flush", _acknowledge_first),
+    "what is not on the disk is shown": (Desk, "_read", _read_but(LATER)),
+    "who comes back is told nothing": (Service, "changed_since", lambda service, identity, tid: []),
+    "a commit that is stored is said not to be": (Service, "fate", _never_stored),
+    "news of before are forgotten by those who come back": (News, "add", _nothing),
+    "who comes back has nothing": (Interest, "__init__", _knows_nothing),
+}
+"""Found where the server is killed."""
+
+
+def _keeping(loader, line, news, ahead, begin=Loader.__init__):
+    begin(loader, line, news, ahead)
+    loader.drop = _nothing
+
+
+AT_ONCE["prefetched records stay when they were changed"] = (Loader, "__init__", _keeping)
