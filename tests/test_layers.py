@@ -12,7 +12,7 @@ import berkeleydb_storage
 ROOT = Path(berkeleydb_storage.__file__).parent
 
 LAYERS = """
-errors version failpoints files maintenance progress bitmaps
+errors version failpoints files maintenance progress bitmaps events
 options format room window garbage.policy backup.policy
 records directory environment
 backup.shelf
@@ -42,9 +42,18 @@ client.committing client.loading
 client.storage
 client.pool
 client
+server.limits server.interest server.metrics server.history server.oids
+server.chores server.desk server.door server.prometheus
+server.connection
+server.durus server.extended
+server.service
+server.serving
+server
+commands.lines
 commands.console
 commands.command
-commands.backing commands.looking commands.moving commands.packing commands.passwords commands.why
+commands.backing commands.looking commands.moving commands.packing commands.passwords commands.serving commands.why
+commands.asking
 commands
 cli
 __main__
