@@ -279,7 +279,7 @@ def test_the_last_answers_of_one_who_is_hung_up_on(caplog, monkeypatch, taken):
             wait_until(lambda: one.service.held > 1 << 20, "its answer is not taken")
             one.server._loop.call_soon_threadsafe(lambda: [each.end("the test") for each in stalled(one)])
             wait_until(lambda: one.service.lingering, "it has ended, but for its answer")
-            assert one.service._present == len(one.service.connections) + 1
+            assert one.service.door.present == len(one.service.connections) + 1
             assert one.service.held > 1 << 20
             if taken:
                 assert client.answer() == huge

@@ -346,7 +346,7 @@ class House:
             client.close()
         service, desk = self.service, self.service.desk
         wait_until(lambda: len(service.connections) == 2, "the attackers are gone")
-        wait_until(lambda: not service.lingering and service._present == 2, "their sockets are closed")
+        wait_until(lambda: not service.lingering and service.door.present == 2, "their sockets are closed")
         wait_until(lambda: desk.idle and desk._holder is None, "their commits are done")
         assert service.held == 0
         assert not service._handshakes

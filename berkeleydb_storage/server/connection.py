@@ -23,6 +23,7 @@ from berkeleydb_storage.events import Event
 from berkeleydb_storage.format import references, unpack_uint64
 from berkeleydb_storage.protocol import EXTENDED, LENGTH
 from berkeleydb_storage.server.desk import STRETCH, Commit
+from berkeleydb_storage.server.door import Visitor
 from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.server.limits import RATE
 
@@ -70,8 +71,11 @@ class Dialect(Protocol):
 class Connection(asyncio.Protocol):
     """A client, as the event loop and the desk see it."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, visitor: Visitor) -> None:
         self.service = service
+        self.visitor = visitor
+        self.arrived = False
+        """Whether the event loop has handed it over."""
         self.loop = service.loop
         self.told = 0
         self.interest = Interest()
@@ -86,8 +90,8 @@ class Connection(asyncio.Protocol):
         self.granted = 0
         """The rights that it has when it comes in."""
         self.descriptor = -1
-        self.host = ""
-        self.peer = ""
+        self.host = visitor.host
+        self.peer = visitor.peer
         self.user = ""
         self.verdict = "disconnected"
         """How it ends, for the log."""
@@ -113,6 +117,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
+        self.arrived = True
         self._transport = cast(asyncio.Transport, transport)
         self.service.arrived(self, self._transport)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -40,13 +38,13 @@ from berkeleydb_storage.protocol import (
 from berkeleydb_storage.server.chores import Chores
 from berkeleydb_storage.server.connection import ADMIN, READ, WRITE, Connection
 from berkeleydb_storage.server.desk import NEWS, RETRY, Desk
+from berkeleydb_storage.server.door import Door
 from berkeleydb_storage.server.durus import Durus
 from berkeleydb_storage.server.extended import Extended
 from berkeleydb_storage.server.limits import Limits
 from berkeleydb_storage.server.metrics import Metrics
 from berkeleydb_storage.server.oids import Oids
 from berkeleydb_storage.storage import BerkeleyDBStorage
-from berkeleydb_storage.transport.unix import peer_uid
 from berkeleydb_storage.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -99,18 +97,16 @@ class Service:
         self.users = users
         self.metrics = Metrics()
         self.oids = Oids()
+        self.door = Door(networks, limits, self.metrics)
         self.held = 0
         self.connections: set[Connection] = set()
         self.lingering: dict[Connection, float] = {}
         """Those that have ended, but for their last answers, and when they are cut off."""
-        self._present = 0
         self.began = monotonic()
-        self._networks = networks
         self._rights = rights
         self._stop = stop
         self._throttle = Throttle()
         self._handshakes: dict[Connection, ServerHandshake] = {}
-        self._hosts: Counter[str] = Counter()
         self._creating = threading.Lock()
         self._creator: tuple[object, float] | None = None  # guarded by _creating
         self._threads = ThreadPoolExecutor(2, "berkeleydb_storage server")
@@ -133,40 +129,13 @@ class Service:
         return Durus(connection)
 
     def arrived(self, connection: Connection, transport: asyncio.Transport) -> None:
-        """Let a client in, or not."""
-        self.metrics.accepted += 1
+        """Take in a client that the door has let in."""
         connection.descriptor = transport.get_extra_info("socket").fileno()
-        address = transport.get_extra_info("peername")
-        uid = None
-        if isinstance(address, tuple):
-            connection.host, connection.peer = address[0], f"{address[0]}:{address[1]}"
-        elif transport.get_extra_info("socket").family != socket.AF_UNIX:  # it is gone already
-            connection.host = connection.peer = "nowhere"
-        else:
-            uid = peer_uid(transport.get_extra_info("socket"))
-            connection.host, connection.peer = "", f"unix:uid={uid}"
         self.connections.add(connection)
-        self._present += 1
-        self._hosts[connection.host] += 1
-        reason = self._unwelcome(connection)
-        if reason:
-            self.metrics.turned_away += 1
-            connection.verdict = "refused"
-            connection.end(reason, abort=True)
-            return
         connection.granted = self._rights.value if self.users is None else 0
-        if self.users is None and uid is not None and uid in (0, os.geteuid()):
+        if self.users is None and connection.visitor.uid in (0, os.geteuid()):
             connection.granted = READ | WRITE | ADMIN
         logger.debug(Event("connected", peer=connection.peer))
-
-    def _unwelcome(self, connection: Connection) -> str:
-        if connection.host and not self._networks.admits(connection.host):
-            return "its address is not admitted"
-        if self._present > self.limits.connections:
-            return f"there are {self.limits.connections} connections"
-        if self._hosts[connection.host] > self.limits.connections_per_address:
-            return f"there are {self.limits.connections_per_address} connections from its address"
-        return ""
 
     def left(self, connection: Connection, reason: str) -> None:
         """Forget a client."""
@@ -185,10 +154,7 @@ class Service:
     def gone(self, connection: Connection) -> None:
         """Count a client no more: its socket is closed."""
         self.lingering.pop(connection, None)
-        self._present -= 1
-        self._hosts[connection.host] -= 1
-        if not self._hosts[connection.host]:
-            del self._hosts[connection.host]
+        self.door.leave(connection.visitor)
 
     def welcome(self, connection: Connection) -> None:
         """Begin to serve a client that may come in."""

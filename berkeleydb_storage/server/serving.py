@@ -24,6 +24,7 @@ from berkeleydb_storage.auth.users import Users
 from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError
 from berkeleydb_storage.events import Event
 from berkeleydb_storage.server.connection import Connection
+from berkeleydb_storage.server.door import Listener
 from berkeleydb_storage.server.limits import Limits
 from berkeleydb_storage.server.service import Service
 from berkeleydb_storage.storage import BerkeleyDBStorage
@@ -289,7 +290,7 @@ class Server:
         loop.set_exception_handler(_note_fault)
         self._stopping = asyncio.Event()
         sockets = self._open = self._listen()
-        listeners: list[asyncio.Server] = []
+        listeners: list[Listener] = []
         service: Service | None = None
         try:
             service = self._service = Service(
@@ -303,7 +304,7 @@ class Server:
                 backup_to=self._backup_to,
             )
             for sock in sockets:
-                listeners.append(await self._accept(loop, sock, service))
+                listeners.append(self._accept(loop, sock, service))
             if self._exporter is not None:
                 self._exporter.start()
                 logger.info(Event("metrics", address=self._exporter.address))
@@ -341,18 +342,17 @@ class Server:
             self._addresses = [bound_address(*pair) for pair in zip(self._wanted, sockets, strict=True)]
         return sockets
 
-    async def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, service: Service) -> asyncio.Server:
+    def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, service: Service) -> Listener:
         secure = self._certificates is not None and sock.family != socket.AF_UNIX
-        options: dict[str, Any] = {"backlog": 1024}
-        if sock.family != socket.AF_UNIX:  # what it accepts inherits this: a client whose machine is gone ends
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if secure and self._certificates is not None:
-            options["ssl"] = self._certificates.context
-            options["ssl_handshake_timeout"] = self._limits.handshake
-        if sock.family == socket.AF_UNIX and sys.version_info >= (3, 13):
-            options["cleanup_socket"] = False  # the file is not the loop's: it is systemd's, or `unlink` removes it
-        make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        return await make(lambda: Connection(service), sock=sock, **options)
+        return Listener(
+            loop,
+            sock,
+            service.door,
+            service.log,
+            make=lambda visitor: Connection(service, visitor),
+            context=self._certificates.context if secure and self._certificates is not None else None,
+            handshake=self._limits.handshake,
+        )
 
     def _watch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._thread is None and threading.current_thread() is threading.main_thread():
