@@ -232,6 +232,8 @@ class Desk:
                 return LATER
         elif client.told < history.old_until and history.is_news(oid, client.told, client):
             return NEWS
+        elif engine.flushed < history.old_until and history.is_doubtful(oid):
+            return LATER
         if self.holding and oid in self._applying:
             return LATER
         try:

@@ -79,9 +79,17 @@ class History:
                 del self._latest[oid]
 
     def trim(self, told: int) -> None:
-        """Drop what all clients were told, who have all been told of the transaction `told`."""
-        if self._old and told >= self.old_until:
+        """Drop what all clients were told, who have all been told of the transaction `told`, if it is on the disk."""
+        if self._old and told >= self.old_until and not self._doubts():
             self._old = BitMap64()
+
+    def _doubts(self) -> bool:
+        """Tell whether some of what is in the bitmap may not be on the disk yet."""
+        return self._engine.durable and self._engine.flushed < self.old_until
+
+    def is_doubtful(self, oid: bytes) -> bool:
+        """Tell whether an object that no entry names may have been changed by a transaction that is not on the disk."""
+        return self._doubts() and unpack_uint64(oid) in self._old
 
     def is_news(self, oid: bytes, told: int, client: object) -> bool:
         """Tell whether an object was changed since `client` was told."""
