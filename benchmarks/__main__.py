@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import collecting, report
+from benchmarks import collecting, report, serving, serving_more
 from benchmarks.building import build_objects
 from benchmarks.committing import commit
 from benchmarks.facts import facts, in_memory, load_average, on_disk, quiet_durus
@@ -40,10 +40,21 @@ class Size:
     migrated: int
     """Objects migrated from a generator."""
     collected: collecting.Sizes
+    served: serving.Sizes
 
 
 QUICK = Size(
-    "quick", 7, 3, 20_000, 1000, 5000, large=200_000, updates=50_000, migrated=200_000, collected=collecting.QUICK
+    "quick",
+    7,
+    3,
+    20_000,
+    1000,
+    5000,
+    large=200_000,
+    updates=50_000,
+    migrated=200_000,
+    collected=collecting.QUICK,
+    served=serving.QUICK,
 )
 FULL = Size(
     "full",
@@ -56,6 +67,7 @@ FULL = Size(
     updates=1_000_000,
     migrated=5_000_000,
     collected=collecting.FULL,
+    served=serving.FULL,
 )
 TINY = Size(
     "tiny: the numbers mean nothing",
@@ -68,6 +80,7 @@ TINY = Size(
     updates=200,
     migrated=2000,
     collected=collecting.TINY,
+    served=serving.TINY,
 )
 
 
@@ -91,7 +104,17 @@ BENCHMARKS: dict[str, Callable[[Run], list[Result]]] = {
         run.path, run.stores, run.size.migrated, run.size.large, 1 if run.size is FULL else run.size.few_rounds
     ),
     "collect": lambda run: collecting.collect(run.path, run.size.collected),
+    "serve-loads": lambda run: serving.loads(run.path, run.size.served),
+    "serve-commits": lambda run: serving.commits(run.path, run.size.served),
+    "serve-slow": lambda run: serving.slow(run.path, run.size.served),
+    "serve-large": lambda run: serving_more.large(run.path, run.size.served),
+    "serve-link": lambda run: serving_more.link(run.path, run.size.served),
+    "serve-shared": lambda run: serving_more.shared(run.path, run.size.served),
+    "serve-tls": lambda run: serving_more.tls(run.path, run.size.served),
 }
+
+GROUPS = {"serve": [name for name in BENCHMARKS if name.startswith("serve-")]}
+"""What stands for several benchmarks."""
 
 
 def run(names: Sequence[str], size: Size, directory: Path, out: Callable[[str], object] = print) -> dict[str, object]:
@@ -115,21 +138,24 @@ def run(names: Sequence[str], size: Size, directory: Path, out: Callable[[str], 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure this package beside its peers.")
-    parser.add_argument("names", nargs="*", help=f"which ({', '.join(BENCHMARKS)}); all by default")
-    parser.add_argument("--full", action="store_true", help="the sizes that are reported: half an hour; else minutes")
+    parser.add_argument("names", nargs="*", help=f"which ({', '.join([*BENCHMARKS, *GROUPS])}); all by default")
+    parser.add_argument("--full", action="store_true", help="the sizes that are reported: an hour; else minutes")
     parser.add_argument("--tiny", action="store_true", help="so small that the numbers mean nothing: to try it out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
     parser.add_argument("--directory", type=Path, help="where to work, on a real disk; a temporary one by default")
     chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    names = [name for given in chosen.names for name in GROUPS.get(given, [given])]
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(
+            f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join([*BENCHMARKS, *GROUPS])}"
+        )
     quiet_durus()
     size = FULL if chosen.full else TINY if chosen.tiny else QUICK
     directory = chosen.directory or on_disk()
     if in_memory(directory):
         progress(f"{directory} is in memory: syncs cost nothing there, so the durable commits mean nothing")
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=directory) as scratch:
-        found = run(chosen.names or list(BENCHMARKS), size, Path(scratch))
+        found = run(names or list(BENCHMARKS), size, Path(scratch))
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0

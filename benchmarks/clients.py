@@ -17,10 +17,11 @@ from durus.storage import Storage
 
 from benchmarks.records import FOLDER, Item, record
 from benchmarks.shapes import GOES_THROUGH
+from berkeleydb_storage import SharedStorage
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.format import pack_uint64, unpack_uint64
 
-OURS, DURUS = "our client", "Durus' client"
+OURS, DURUS, SHARED = "our client", "Durus' client", "shared"
 
 Measured = dict[str, Any]
 """Rate: things a second. Taken: microseconds of each."""
@@ -77,13 +78,22 @@ def ignore(oids: Sequence[bytes]) -> None:
     """Have nothing against what others changed."""
 
 
-def connected(kind: str, port: int, authority: str = "", prefetch: int = 0) -> Storage:
-    """Return a storage at a server of this machine."""
+def connected(kind: str, place: int | str, authority: str = "", prefetch: int = 0) -> Storage:
+    """Return a storage at a server of this machine, over TLS if there is an authority; or one that is shared.
+
+    Args:
+        kind: `OURS`, `DURUS` or `SHARED`.
+        place: the server's port, or the directory of a shared storage.
+        authority: who signed the server's certificate: a file.
+        prefetch: objects that a load asks for beside its own.
+    """
+    if kind == SHARED:
+        return SharedStorage(place)
     if kind == DURUS:
-        return DurusClientStorage("127.0.0.1", port)
+        return DurusClientStorage("127.0.0.1", place)
     if authority:
-        return ClientStorage(f"tls://127.0.0.1:{port}", ca=authority, prefetch=prefetch)
-    return ClientStorage(f"127.0.0.1:{port}", prefetch=prefetch)
+        return ClientStorage(f"tls://127.0.0.1:{place}", ca=authority, prefetch=prefetch)
+    return ClientStorage(f"127.0.0.1:{place}", prefetch=prefetch)
 
 
 class Client:
@@ -99,9 +109,9 @@ class Client:
         self._name = f"of client {number}"
         self._versions = count(1)
 
-    def connect(self, kind: str, port: int, authority: str = "", prefetch: int = 0) -> None:
-        """Connect to a server of this machine, with our client or with Durus'; over TLS if there is an authority."""
-        self._storage = connected(kind, port, authority, prefetch)
+    def connect(self, *where: Any) -> None:
+        """Open a storage; the arguments are those of `connected`."""
+        self._storage = connected(*where)
 
     def disconnect(self) -> None:
         """Hang up."""

@@ -21,7 +21,8 @@ class Contestant:
 
     name: str
     about: str
-    server: Worker
+    place: int | str
+    """The port of a server of this machine, or the directory of a shared storage."""
     kind: str
     """Of the clients."""
     authority: str = ""
@@ -31,7 +32,7 @@ class Contestant:
     @property
     def where(self) -> list[object]:
         """What clients connect to: arguments of `Client.connect`."""
-        return [self.kind, self.server.call("port"), self.authority, self.prefetch]
+        return [self.kind, self.place, self.authority, self.prefetch]
 
 
 class Crowd:

@@ -6,14 +6,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.clients import DURUS
+from durus.connection import Connection
+
+from benchmarks.clients import DURUS, SHARED
 from benchmarks.clients import OURS as OUR_CLIENT
 from benchmarks.crowd import Contestant, Crowd, Found, compete, rows, summed
 from benchmarks.measure import Result, progress, ratios
-from benchmarks.peers import FILE, FILE2, NEVER_SYNCS, OURS, SYNCS
+from benchmarks.peers import FILE, FILE2, NEVER_SYNCS, OURS, SYNCS, ours
+from benchmarks.records import build
 from benchmarks.servers import server
 from benchmarks.slowsync import slow_disk
-from benchmarks.workers import Worker, together
+from benchmarks.workers import together
 
 OLD_CLIENT = "ours, Durus' client"
 SLOW = 0.002
@@ -45,6 +48,8 @@ class Sizes:
     traversed_slowly: int
     """Objects visited over a slow network, with prefetch and without."""
     prefetch: int
+    sharing: int = 4
+    """Processes with a storage that they share."""
 
 
 QUICK = Sizes(20_000, 0.5, 3, (1, 8), (1, 8, 32), 100, 2, 20_000, 1.0, 10_000, 1000, 300)
@@ -83,9 +88,18 @@ class Field:
         name = f"Durus, {storage}"
         return Contestant(name, about, self._start(storage, name), DURUS)
 
-    def _start(self, storage: str, name: str, *more: object) -> Worker:
+    def shared(self) -> Contestant:
+        """Add a storage that processes share without a server to run."""
+        path = self._directory / SHARED
+        with ours(path) as storage:
+            build(Connection(storage), self._objects)
+        return Contestant("SharedStorage", "durable; one of the processes is the owner", str(path), SHARED)
+
+    def _start(self, storage: str, name: str, *more: object) -> int:
         arguments = self._directory / name, self._objects, self._contents, *more
-        return self._stack.enter_context(server(storage, *arguments, environment=self._environment))
+        worker = self._stack.enter_context(server(storage, *arguments, environment=self._environment))
+        port: int = worker.call("port")
+        return port
 
     def __enter__(self) -> Field:
         """Return it."""
@@ -109,7 +123,7 @@ def loads(directory: Path, sizes: Sizes) -> list[Result]:
     with Field(directory, sizes.objects) as field:
         mine = field.ours("the default: durable")
         theirs = field.durus(FILE, NEVER_SYNCS)
-        old = Contestant(OLD_CLIENT, "plain Durus clients at our server", mine.server, DURUS)
+        old = Contestant(OLD_CLIENT, "plain Durus clients at our server", mine.place, DURUS)
         return [_loads(field, [theirs, mine, old], number, sizes) for number in sizes.loading]
 
 

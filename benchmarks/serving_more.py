@@ -12,7 +12,7 @@ import trustme
 
 from benchmarks.crowd import Contestant, Found, compete, rows, spread, summed
 from benchmarks.measure import Result, progress, ratios
-from benchmarks.peers import FILE, NEVER_SYNCS
+from benchmarks.peers import FILE, FILE2, NEVER_SYNCS, SYNCS
 from benchmarks.process import processes_in_turn
 from benchmarks.proxy import Proxy
 from benchmarks.serving import Field, Sizes, clients
@@ -104,7 +104,7 @@ def _half(field: Field, pair: list[Contestant], sizes: Sizes) -> Result:
 
     def disturb(each: Contestant, _: Worker) -> tuple[float, float]:
         started = time.perf_counter()
-        stall(each.server.call("port"), sizes.stall, extended=each is extended)
+        stall(int(each.place), sizes.stall, extended=each is extended)
         return started, time.perf_counter()
 
     found = _disturbed(field, [*pair, extended], sizes, 1, disturb)
@@ -128,12 +128,12 @@ def link(directory: Path, sizes: Sizes) -> list[Result]:
     progress("serve-link: building the shapes")
     with Field(directory, sizes.traversed, contents="shapes") as field, ExitStack() as stack:
         theirs, mine = field.durus(FILE, NEVER_SYNCS), field.ours("the default: durable")
-        far = [replace(each, server=stack.enter_context(_proxy(each))) for each in (theirs, mine)]
+        far = [replace(each, place=stack.enter_context(_proxy(each)).call("port")) for each in (theirs, mine)]
         return [_traversed(field, far, shape, sizes) for shape in (BTREE, FLAT, TREE)]
 
 
 def _proxy(each: Contestant) -> Worker:
-    return Worker(Proxy, each.server.call("port"), ROUND_TRIP)
+    return Worker(Proxy, each.place, ROUND_TRIP)
 
 
 def _traversed(field: Field, far: list[Contestant], shape: str, sizes: Sizes) -> Result:
@@ -161,6 +161,31 @@ def _traversed(field: Field, far: list[Contestant], shape: str, sizes: Sizes) ->
     rates = {name: numbers["rate"] for name, numbers in found.items()}
     result.figure(f"{shape}: with prefetch / without", ratios(rates[ahead.name], rates[mine.name]), least=20.0)
     result.figure(f"{shape}: with prefetch / Durus", ratios(rates[ahead.name], rates[theirs.name]), least=20.0)
+    return result
+
+
+# --- without a server to run
+
+
+def shared(directory: Path, sizes: Sizes) -> list[Result]:
+    """Compare processes that share a storage with clients of Durus' server."""
+    progress("serve-shared: starting the servers")
+    with Field(directory, sizes.objects) as field:
+        mine, loading, committing = field.shared(), field.durus(FILE, NEVER_SYNCS), field.durus(FILE2, SYNCS)
+        number = sizes.sharing
+        return [
+            _sharing(field, [loading, mine], sizes, "loads", sizes.objects, sizes.window),
+            _sharing(field, [committing, mine], sizes, "commits", sizes.objects, number, sizes.window),
+        ]
+
+
+def _sharing(field: Field, pair: list[Contestant], sizes: Sizes, method: str, *arguments: object) -> Result:
+    progress(f"serve-shared: {method}")
+    found = compete(pair, sizes.rounds, lambda each: field.crowd.work(each, sizes.sharing, method, *arguments))
+    result = Result(f"serve-shared, {method}", f"As serve-{method}, {sizes.sharing} processes with a storage each.")
+    rows(result, pair, found, f"{method}/s")
+    theirs, mine = (found[each.name] for each in pair)
+    result.figure(f"{method}, SharedStorage / Durus' server", ratios(mine["rate"], theirs["rate"]))
     return result
 
 

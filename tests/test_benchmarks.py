@@ -1,20 +1,32 @@
 """The benchmarks run, as the command that a user would type; their numbers mean nothing at this size."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from durus.connection import Connection
 from pyroaring import BitMap64
 
-from benchmarks.__main__ import BENCHMARKS, FULL, QUICK, TINY, main
+from benchmarks.__main__ import BENCHMARKS, FULL, GROUPS, QUICK, TINY, main
+from benchmarks.clients import Client, Paced
 from benchmarks.collecting import Subject
 from benchmarks.counting import without_counts
+from benchmarks.crowd import summed
 from benchmarks.graphs import ROOT, Graph
 from benchmarks.measure import Figure, Spread
+from benchmarks.proxy import Proxy
 from benchmarks.records import fill, records
 from benchmarks.report import verdict
+from benchmarks.shapes import GOES_THROUGH, build_shapes
+from benchmarks.slowsync import slow_disk
+from benchmarks.workers import Worker, together
 from berkeleydb_storage import BerkeleyDBStorage, session
 from berkeleydb_storage.change import Change
 
@@ -97,3 +109,96 @@ def test_counting_is_left_out_only_where_that_is_measured():
 
 def _counting():
     return session.references, Change.store, Change.settle
+
+
+def test_a_name_may_stand_for_several_benchmarks():
+    assert set(GROUPS["serve"]) == {name for name in BENCHMARKS if name.startswith("serve-")}
+    assert not set(GROUPS) & set(BENCHMARKS)
+
+
+def test_the_proxy_holds_back_and_loses_nothing():
+    sent = bytes(range(256)) * 20_000
+    with socket.create_server(("127.0.0.1", 0)) as server, closing(Proxy(server.getsockname()[1], 0.02)) as proxy:
+        started = time.monotonic()
+        near = socket.create_connection(("127.0.0.1", proxy.port()))
+        threading.Thread(target=near.sendall, args=(sent,)).start()
+        far = server.accept()[0]
+        with near, far:
+            assert far.recv(1, socket.MSG_PEEK)
+            assert time.monotonic() - started >= 0.01
+            assert _read(far, len(sent)) == sent
+            started = time.monotonic()
+            far.sendall(b"answer")
+            far.shutdown(socket.SHUT_WR)
+            assert _read(near, 100) == b"answer"
+            assert time.monotonic() - started >= 0.01
+
+
+def _read(sock, count):
+    data = b""
+    while len(data) < count and (more := sock.recv(count)):
+        data += more
+    return data
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads a library")
+def test_a_slow_disk_is_slow(tmp_path):
+    program = (
+        "import os, sys, time; file = open(sys.argv[1], 'wb'); started = time.monotonic();"
+        "file.write(b'data'); file.flush(); os.fsync(file.fileno()); os.fdatasync(file.fileno());"
+        "print(time.monotonic() - started)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "file"]
+    slowed = os.environ | slow_disk(tmp_path, 0.05)
+    assert float(subprocess.run(command, env=slowed, capture_output=True, check=True).stdout) >= 0.1
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+def test_what_waits_for_something_slow_has_waited_since_it_was_due():
+    begun = threading.Event()
+    release = threading.Event()
+    slow = iter([True])
+
+    def step():
+        if next(slow, False):
+            begun.set()
+            release.wait()
+
+    paced = Paced(step, 0.001)
+    begun.wait()
+    first = time.perf_counter()
+    while time.perf_counter() < first + 0.02:
+        pass
+    release.set()
+    while len(paced._taken) < 12:
+        pass
+    taken = [each for _, each in paced.end()]
+    assert taken[0] >= 0.02
+    assert taken[11] >= 0.005, "it was due 11 ms after the first, which took 20"
+
+
+def test_rates_are_added_and_quantiles_are_of_everything():
+    found = summed([{"rate": 10.0, "taken": [1.0] * 99}, {"rate": 5.0, "taken": [7.0]}])
+    assert (found["rate"], found["p50"], found["max"]) == (15.0, 1.0, 7.0)
+    assert 1.0 < found["p99"] < 7.0
+
+
+def test_shapes_are_gone_through_whole(tmp_path):
+    with BerkeleyDBStorage(tmp_path, durable=False) as storage:
+        build_shapes(Connection(storage), 1234)
+        for shape, walk in GOES_THROUGH.items():
+            visited = list(walk(Connection(storage).get_root()[shape]))
+            assert len(visited) == len(set(visited)) >= 1233, shape
+
+
+def test_each_client_has_objects_of_its_own():
+    own = [Client(number).own(5000, 3) for number in range(3)]
+    assert sum(map(len, own)) == len(set().union(*own)) == 5000 - 10
+
+
+def test_a_worker_that_ends_by_itself_is_noticed():
+    with Worker(Client, 0) as worker, Worker(Client, 1) as other:
+        assert together([worker, other], "own", 10, 2) == [[2, 4, 6, 8], [3, 5, 7, 9]]
+        with pytest.raises(RuntimeError, match="ended by itself: 1"):
+            worker.call("nothing of that name")
+        assert other.call("own", 10, 2) == [3, 5, 7, 9]
