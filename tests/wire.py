@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import socket
 import struct
@@ -66,7 +67,11 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if source:
             self.socket.bind((source, 0))
-        self.socket.connect(found.path if found.is_unix else (found.host, found.port))
+        try:
+            self.socket.connect(found.path if found.is_unix else (found.host, found.port))
+        except OSError:
+            self.socket.close()
+            raise
         if not found.is_unix:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -264,7 +269,7 @@ class Honest:
         return self.durus.load(oid(number))
 
     def _extended(self, one):
-        kind, payload = self.extended.commit(one)
+        kind, payload = self.extended.commit(one, mark=os.urandom(16))
         while kind == protocol.STALE:
             kind, payload = self.extended.request(protocol.GO_ON)
         assert kind == protocol.OK, (chr(kind), payload)

@@ -234,7 +234,8 @@ class Extended:
             return
         records, left = [found], size - len(found)
         c.interest.update([oid])
-        for number, (other, record) in enumerate(self._nearby(oid, found), 1):
+        more = self._nearby(oid, found) if count > 1 and left > 0 else ()
+        for number, (other, record) in enumerate(more, 1):
             if record is not None:
                 records.append(record)
                 c.interest.add(other)
