@@ -161,7 +161,7 @@ class Directory:
             DamagedError: it holds a storage without its description.
             DiskFullError: there is no room for the lock.
         """
-        self._refuse_foreign(read_only)
+        self.refuse_foreign(read_only)
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
             lock = os.open(self.path / LOCK, flags | os.O_CLOEXEC, 0o644)
@@ -181,7 +181,7 @@ class Directory:
         try:
             if not _locked(lock, exclusively=not read_only):
                 raise self._in_use(_owner(lock))
-            self._refuse_foreign(read_only)
+            self.refuse_foreign(read_only)
         except BaseException:
             self._lock = None
             os.close(lock)
@@ -200,7 +200,13 @@ class Directory:
             f"{self.path} is in use by {who}: close it there, or share it between processes through a server", pid
         )
 
-    def _refuse_foreign(self, read_only: bool) -> None:
+    def refuse_foreign(self, read_only: bool) -> None:
+        """Look whether all that is there is a storage's.
+
+        Raises:
+            NotAStorage: it holds files of something else.
+            DamagedError: it holds a storage without its description.
+        """
         try:
             names = set(os.listdir(self.path))
         except OSError as error:

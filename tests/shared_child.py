@@ -12,7 +12,6 @@ import signal
 import time
 import traceback
 from multiprocessing.connection import wait
-from pathlib import Path
 
 from concurrency import PATIENCE
 from durus.connection import Connection
@@ -337,5 +336,3 @@ class History:
             assert cell.value <= known + doubtful, "one was done twice"
             lost += max(0, known - cell.value)
         return lost
-
-

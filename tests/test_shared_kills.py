@@ -1,4 +1,4 @@
-"""Processes that share a storage are killed, the owner above all: what was acknowledged is there, and the rest go on."""
+"""Processes that share a storage are killed, the owner above all: what was acknowledged is there."""
 
 import random
 import signal

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import threading
@@ -85,12 +86,19 @@ class Place:
                 except OSError as error:
                     if isinstance(error, BerkeleyDBStorageError):
                         raise
-                    raise BerkeleyDBStorageError(f"{self.path} cannot be opened: {error}") from error
+                    raise self._explained(error) from error
                 _close_at_exit()
             if ending.is_set() and not self.users:
                 self._close()
                 raise StorageClosed(f"{self.path} was closed while it was opened")
             return self._owner
+
+    def _explained(self, error: OSError) -> BerkeleyDBStorageError:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return BerkeleyDBStorageError(
+                f"{self.path} is not writable for this process ({error.strerror}): mend its permissions"
+            )
+        return BerkeleyDBStorageError(f"{self.path} cannot be opened: {error}")
 
     def _ended(self, owner: Owner) -> None:
         """Close an owner that was ended by a client, or because the storage has stopped."""

@@ -48,6 +48,7 @@ class SharedStorage(ClientStorage):
             raise OptionError("timeout is a positive number of seconds")
         _verify_options(path, options)
         directory = Directory(real_path(path))
+        directory.refuse_foreign(read_only=False)
         _verify_type(directory, options.get("type"))
         shared = place(directory.path)
         self._opener = SharedOpener(shared, options)
