@@ -543,7 +543,7 @@ def test_absurd_counts(caplog, monkeypatch, count, size):
         kind, payload = client.request(protocol.ROWS, protocol.LIMITS.pack(oid(0), count, size))
         assert kind == protocol.OK
         assert len(protocol.unpack_rows(payload)) == (0 if not count or not size else 1 if 1 in (count, size) else 4)
-        kind, payload = client.request(protocol.FETCH, protocol.LIMITS.pack(oid(0), count, size))
+        kind, payload = one.extended().request(protocol.FETCH, protocol.LIMITS.pack(oid(0), count, size))
         assert kind == protocol.OK
         assert len(protocol.unpack_rows(payload)) == (4 if count > 1 and size > 1 else 1)
 
@@ -644,7 +644,7 @@ def test_no_room_on_the_disk(caplog, monkeypatch):
             raise DiskFullError("no room, says the test")
 
         with monkeypatch.context() as patch:
-            patch.setattr(one.storage.engine._room, "need", full)
+            patch.setattr(one.storage.engine.transactions.room, "need", full)
             kind, payload = new.commit(*two_records(b"refused"))
             assert (kind, protocol.unpack_refusal(payload).code) == (protocol.REFUSED, "DiskFullError")
             assert old.commit(record(ONE))[0] == protocol.INVALID

@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from berkeleydb_storage.auth.networks import Networks
@@ -180,7 +181,13 @@ class Listener:
             raise
         task = self._loop.create_task(self._let_in(sock, visitor))
         self._coming.add(task)
-        task.add_done_callback(self._coming.discard)
+        task.add_done_callback(partial(self._came, sock, visitor))
+
+    def _came(self, sock: socket.socket, visitor: Visitor, task: asyncio.Task[None]) -> None:
+        self._coming.discard(task)
+        if task.cancelled():  # before it began
+            sock.close()
+            self._door.leave(visitor)
 
     async def _let_in(self, sock: socket.socket, visitor: Visitor) -> None:
         made: list[asyncio.Protocol] = []
@@ -196,7 +203,8 @@ class Listener:
             await self._loop.connect_accepted_socket(make, sock, **options)
         except (OSError, asyncio.CancelledError) as error:
             sock.close()
-            came_in = bool(made) and getattr(made[0], "arrived", False)
+            ends = self._context is None and isinstance(error, asyncio.CancelledError)  # it arrives, and is lost
+            came_in = bool(made) and (ends or getattr(made[0], "arrived", False))
             if not came_in:
                 self._door.leave(visitor)
             self._log.log(logging.DEBUG, Event("handshake-failed", peer=visitor.peer, reason=error))

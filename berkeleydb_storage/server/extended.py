@@ -99,7 +99,11 @@ class Extended:
                 c.need = after - at
                 return at
             if kind == LOAD and length == _LOAD_SIZE and c.rights & READ and self._asked is None:
-                served = self._load(data[at + HEADER.size : after])
+                try:
+                    served = self._load(data[at + HEADER.size : after])
+                except BerkeleyDBStorageError as error:
+                    self.fail(error)
+                    served = True
             else:
                 served = self._serve(kind, data[at + HEADER.size : after])
             if not served:

@@ -409,13 +409,21 @@ class Server:
             connection.end("the server ends, and it was still busy", abort=True)
         while not service.desk.idle:
             await asyncio.sleep(PAUSE)
+        await self._see_off(service)
+
+    async def _see_off(self, service: Service) -> None:
+        """Wait until all sockets are closed: for a while, where clients do not take their last answers."""
+        loop = asyncio.get_running_loop()
         until = loop.time() + min(STALLED, self._grace)
-        while service.lingering and loop.time() < until:
+        while service.door.present > 0 and loop.time() < until:
+            for connection in list(service.connections):  # who was accepted before, and arrives only now
+                connection.end("the server ends", abort=True)
             await asyncio.sleep(PAUSE)
         for connection in list(service.lingering):
             connection.cut_off()
         service.close()
-        await asyncio.sleep(0)
+        while service.door.present > 0 and loop.time() < until + STALLED:
+            await asyncio.sleep(PAUSE)
 
 
 _servers: WeakSet[Server] = WeakSet()
