@@ -18,7 +18,11 @@ records directory environment
 backup.shelf
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
-change
+gate clock
+exclusion listeners
+transactions
+change durability reader
+oids
 engine
 garbage.cycles garbage.marking
 garbage.deletion
@@ -42,7 +46,7 @@ client.committing client.loading
 client.storage
 client.pool
 client
-server.limits server.interest server.metrics server.history server.oids
+server.limits server.loops server.interest server.metrics server.history server.oids
 server.chores server.desk server.door server.prometheus
 server.connection
 server.durus server.extended

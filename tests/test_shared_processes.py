@@ -495,3 +495,26 @@ gevent.joinall([gevent.spawn(work, number) for number in range(10)], raise_error
         )
         assert script.end() == 0
         assert keys_of(storage) == set(range(10))
+
+
+def test_greenlets_own_several_directories(directory, run):
+    """All servers are in one thread, and the application's own asyncio as well."""
+    script = run(
+        """
+import asyncio
+other = path + "/../other"
+os.mkdir(other)
+with SharedStorage(path) as first, SharedStorage(other, timeout=5) as second:
+    from berkeleydb_storage.client import ClientStorage
+    for each in (path, other):
+        with ClientStorage(f"unix:{each}/socket", timeout=5) as client:
+            add(client, 1)
+    say(asyncio.run(asyncio.sleep(0.01, "slept")))
+say(len(threading.enumerate()))
+""",
+        first=GEVENT,
+    )
+    assert script.hear() == ["slept"]
+    assert script.hear() == [1]
+    assert script.end() == 0
+    assert keys(directory) == {1}

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from berkeleydb_storage.events import Event
 from berkeleydb_storage.server.connection import Connection
 from berkeleydb_storage.server.door import Listener
 from berkeleydb_storage.server.limits import Limits
+from berkeleydb_storage.server.loops import new_loop
 from berkeleydb_storage.server.service import Service
 from berkeleydb_storage.storage import BerkeleyDBStorage
 from berkeleydb_storage.transport import systemd, unix
@@ -204,7 +204,7 @@ class Server:
     def _begin(self) -> None:
         if self._loop is not None:
             raise BerkeleyDBStorageError("a server is started once: make a new one")
-        self._loop = _new_loop()
+        self._loop = new_loop()
 
     def close(self) -> None:
         """End it: accept no more, finish what is under way, hang up. Does nothing when it has ended."""
@@ -449,21 +449,6 @@ def _address_of(sock: socket.socket, tls: bool) -> Address:
     if sock.family == socket.AF_UNIX:
         return Address(path=name if isinstance(name, str) else f"@{os.fsdecode(name[1:])}")
     return Address(name[0], name[1], tls=tls)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """Return a loop of uvloop where that is installed, and else one of asyncio.
-
-    Where gevent has replaced the sockets and threads of the process, only that of asyncio can share its one thread.
-    """
-    if "gevent" in socket.socket.__module__ or sys.platform == "win32":
-        return asyncio.SelectorEventLoop()
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.SelectorEventLoop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 __all__ = ["Server"]
