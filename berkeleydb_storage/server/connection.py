@@ -281,6 +281,10 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
             self._reading = True
 
+    def give_up(self, error: Exception) -> None:
+        """End the connection, because what a request waits for does not get to the disk."""
+        self.end(f"what it asks for is not on the disk: {error}")
+
     def run(self, job: Iterator[bool]) -> None:
         """Serve a request in steps; it ends with `answer`, or by making something else go on.
 
@@ -363,9 +367,12 @@ class Connection(asyncio.Protocol):
         self.service.metrics.asked += 1
         self._dialect.ask(commit, news)
 
+    def stored(self, commit: Commit) -> None:
+        """Take note that a commit was applied. Others may be shown its objects before it is acknowledged."""
+        self.service.oids.used(self, commit.records)
+
     def finish(self, commit: Commit, news: list[bytes], tid: int) -> None:
         """Acknowledge a commit."""
-        self.service.oids.used(self, commit.records)
         if not self.ended:
             self._dialect.finish(commit, news, tid)
 

@@ -79,11 +79,17 @@ class Client(Protocol):
     def proceed(self) -> None:
         """Go on with its requests."""
 
+    def give_up(self, error: Exception) -> None:
+        """What it waits for does not come: it is not brought to the disk."""
+
     def take_turn(self) -> None:
         """It has the turn."""
 
     def ask(self, commit: Commit, news: list[bytes]) -> None:
         """Ask whether it still wants its commit, given what others changed."""
+
+    def stored(self, commit: Commit) -> None:
+        """Take note that a commit was applied: from now on others may change its objects."""
 
     def finish(self, commit: Commit, news: list[bytes], tid: int) -> None:
         """Acknowledge a commit."""
@@ -393,6 +399,7 @@ class Desk:
             client.told = tid
             client.interest.drop(news)
         client.interest.update(commit.records)
+        client.stored(commit)
         self._group.append((commit, news, tid))
         self._schedule()
 
@@ -497,7 +504,10 @@ class Desk:
         if not self.holding:
             self._count()
         for client in readers:
-            client.proceed()
+            if error is None:
+                client.proceed()
+            else:  # to try again at once would be to try without end
+                client.give_up(error)
         if self._group or self._readers:
             self._schedule()
 

@@ -135,13 +135,14 @@ class Listener:
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept no more, and send away those whose handshake goes on."""
+        """Accept no more, and send away those whose handshake goes on; who has none arrives right after this."""
         if self._pause is not None:
             self._pause.cancel()
         else:
             self._loop.remove_reader(self._sock.fileno())
-        for task in self._coming:
-            task.cancel()
+        if self._context is not None:
+            for task in self._coming:
+                task.cancel()
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
@@ -203,8 +204,7 @@ class Listener:
             await self._loop.connect_accepted_socket(make, sock, **options)
         except (OSError, asyncio.CancelledError) as error:
             sock.close()
-            ends = self._context is None and isinstance(error, asyncio.CancelledError)  # it arrives, and is lost
-            came_in = bool(made) and (ends or getattr(made[0], "arrived", False))
+            came_in = bool(made) and getattr(made[0], "arrived", False)
             if not came_in:
                 self._door.leave(visitor)
             self._log.log(logging.DEBUG, Event("handshake-failed", peer=visitor.peer, reason=error))
