@@ -2,7 +2,7 @@
 
 Where gevent has replaced the sockets and threads of the process, all greenlets share one thread, and so do the loops of
 several servers, and what the application does with asyncio. Only a loop of asyncio whose selector is gevent's can do
-that; and as asyncio notes for each thread which loop runs in it, none does as long as this one waits.
+that; and as asyncio notes for each thread which loop runs in it, that is put back as long as this one waits.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import selectors
 import socket
 import sys
 from asyncio.events import _get_running_loop, _set_running_loop
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Generator, Mapping
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
     """Return a loop of uvloop where that is installed and of use, and else one of asyncio."""
     if "gevent" in socket.socket.__module__:
-        return asyncio.SelectorEventLoop(SharingSelector())
+        return SharingLoop()
     if sys.platform == "win32":
         return asyncio.SelectorEventLoop()
     try:
@@ -30,8 +32,29 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+class SharingLoop(asyncio.SelectorEventLoop):
+    """A loop that may run while another one does so in the same thread, in another greenlet."""
+
+    def __init__(self) -> None:
+        """Make it, with a selector of its own."""
+        self._sharing = SharingSelector()
+        super().__init__(self._sharing)
+
+    def run_until_complete(self, future: Generator[Any, None, Result] | Awaitable[Result]) -> Result:
+        """Run it until something is done."""
+        self._sharing.other = _get_running_loop()
+        _set_running_loop(None)
+        try:
+            return super().run_until_complete(future)
+        finally:
+            _set_running_loop(self._sharing.other)
+
+
 class SharingSelector(selectors.BaseSelector):
     """The default selector, which lets other loops run in this thread while it waits."""
+
+    other: asyncio.AbstractEventLoop | None = None
+    """Which one runs in the eyes of those who run while this one waits."""
 
     def __init__(self) -> None:
         """Make the one that it stands for."""
@@ -48,10 +71,11 @@ class SharingSelector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait for `timeout` seconds, or until something can be read or written."""
         loop = _get_running_loop()
-        _set_running_loop(None)
+        _set_running_loop(self.other)
         try:
             return self._selector.select(timeout)
         finally:
+            self.other = _get_running_loop()
             _set_running_loop(loop)
 
     def close(self) -> None:
