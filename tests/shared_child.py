@@ -18,7 +18,7 @@ from durus.connection import Connection
 from durus.error import ConflictError
 from durus.persistent import Persistent
 
-from berkeleydb_storage import SharedStorage, failpoints
+from berkeleydb_storage import SharedStorage, environment, failpoints
 from berkeleydb_storage.directory import LOCK
 
 ACCOUNTS = 8
@@ -137,6 +137,16 @@ class Jobs:
 
     def arm(self, point, times):
         failpoints.hook = Fuse(point, times)
+
+    def small_logs(self):
+        environment.LOG_FILE_SIZE = 1 << 18
+        environment.LOG_BUFFER = 1 << 15
+
+    def add(self, key, size=1):
+        """Commit some bytes; a conflict is not tried again."""
+        connection = Connection(self.storages[0])
+        connection.get_root()[key] = os.urandom(size)
+        connection.commit()
 
     def get_size(self):
         return self.storages[0].get_size()
