@@ -70,8 +70,9 @@ class Crowd:
 
 
 def summed(measured: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the rates of all clients added, and quantiles of what each single thing took."""
-    return {"rate": sum(each["rate"] for each in measured), **spread([t for each in measured for t in each["taken"]])}
+    """Return the rates of all clients added, that of the slowest, and quantiles of what each single thing took."""
+    rates = [each["rate"] for each in measured]
+    return {"rate": sum(rates), "slowest": min(rates), **spread([t for each in measured for t in each["taken"]])}
 
 
 def spread(taken: Sequence[float]) -> dict[str, float]:
@@ -95,5 +96,10 @@ def rows(result: Result, contestants: Sequence[Contestant], found: Found, unit: 
     """Add what was found to a table."""
     for each in contestants:
         numbers = found[each.name]
-        columns = {unit: numbers["rate"], "p50 µs": numbers["p50"], "p99 µs": numbers["p99"]}
+        columns = {
+            unit: numbers["rate"],
+            "slowest client": numbers["slowest"],
+            "p50 µs": numbers["p50"],
+            "p99 µs": numbers["p99"],
+        }
         result.row(each.name, each.about, **columns)

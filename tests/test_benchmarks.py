@@ -179,7 +179,7 @@ def test_what_waits_for_something_slow_has_waited_since_it_was_due():
 
 def test_rates_are_added_and_quantiles_are_of_everything():
     found = summed([{"rate": 10.0, "taken": [1.0] * 99}, {"rate": 5.0, "taken": [7.0]}])
-    assert (found["rate"], found["p50"], found["max"]) == (15.0, 1.0, 7.0)
+    assert (found["rate"], found["slowest"], found["p50"], found["max"]) == (15.0, 5.0, 1.0, 7.0)
     assert 1.0 < found["p99"] < 7.0
 
 
