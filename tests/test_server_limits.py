@@ -270,13 +270,13 @@ def test_answers_that_are_taken_slowly(caplog, monkeypatch, kind):
 def test_the_last_answers_of_one_who_is_hung_up_on(caplog, monkeypatch, taken):
     """They count as memory, and their client as a connection, until they are taken, or for so long and no longer."""
     monkeypatch.setattr(connection, "RATE", 1 << 30)
-    with house(caplog, monkeypatch, limits=limits(frame=HUGE + 100, handshake=9, stall=9 if taken else 0.5)) as one:
+    with house(caplog, monkeypatch, limits=limits(frame=HUGE + 100, handshake=9, stall=9 if taken else 1)) as one:
         huge = record(FREE[0], bytes(HUGE))
         assert one.durus().commit(huge)[0] == protocol.OKAY
         client = one.durus(receive_buffer=4096)
         with one.honest.at_work():
             client.send(b"L", oid(FREE[0]))
-            wait_until(lambda: one.service.held > 1 << 20, "its answer is not taken")
+            wait_until(lambda: stalled(one) and one.service.held > 1 << 20, "its answer is not taken")
             one.server._loop.call_soon_threadsafe(lambda: [each.end("the test") for each in stalled(one)])
             wait_until(lambda: one.service.lingering, "it has ended, but for its answer")
             assert one.service.door.present == len(one.service.connections) + 1

@@ -82,11 +82,14 @@ def test_a_trace(tmp_path, trace):
     directory, backups = tmp_path / "storage", tmp_path / "backups"
     directory.mkdir()
     backups.mkdir()
-    with BerkeleyDBStorage(directory, garbage_collection=GarbageManual(), checkpoint=CheckpointNever()) as storage:
-        with Server(storage, f"unix:{tmp_path}/socket", backup_to=backups) as server:
-            with contextlib.closing(Replay(server.address)) as replay:
-                for line in lines(trace):
-                    replay.line(line)
+    policies = {"garbage_collection": GarbageManual(), "checkpoint": CheckpointNever()}
+    with (
+        BerkeleyDBStorage(directory, **policies) as storage,
+        Server(storage, f"unix:{tmp_path}/socket", backup_to=backups) as server,
+        contextlib.closing(Replay(server.address)) as replay,
+    ):
+        for line in lines(trace):
+            replay.line(line)
     check_directory(directory)
 
 
