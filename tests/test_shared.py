@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from berkeleydb import db
 from conftest import check_directory
 from durus.connection import Connection
 from durus.error import ConflictError
@@ -469,6 +471,34 @@ def test_backups_where_the_option_says(directory, tmp_path, crew):
         assert len(names) == 2
     with SharedStorage(directory) as storage, pytest.raises(BerkeleyDBStorageError, match="Every"):
         storage.backup()
+
+
+def test_systemd_is_not_told(directory, tmp_path, monkeypatch):
+    """Whether the service is ready, or is stopping: that is up to the application."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        SharedStorage(directory).close()
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+
+
+def test_who_meets_the_damage_is_told(directory):
+    """And the storage is opened anew for the next request."""
+    with SharedStorage(directory) as storage:
+        add(storage, 1)
+        engine = storage._shared.owner().storage.engine
+
+        class Damaged:
+            def __getitem__(self, oid):
+                raise db.DBRunRecoveryError(-30973, "planted")
+
+        engine.gate.objects = Damaged()
+        with pytest.raises(BerkeleyDBStorageError, match="planted"):
+            storage.load(bytes(8))
+        assert storage.load(bytes(8))
+        assert storage._shared.owner().storage.engine is not engine
 
 
 def test_ownership_is_logged(directory, caplog):

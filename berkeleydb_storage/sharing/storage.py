@@ -41,7 +41,9 @@ class SharedStorage(ClientStorage):
         Raises:
             OptionError: an option makes no sense.
             StorageInUse: for 2 seconds, somebody has had it who does not share it; his pid is named.
-            StorageNotFound, NotAStorage, DamagedError, …: as `BerkeleyDBStorage`, if it is this process that opens it.
+            StorageNotFound, NotAStorage, NewerFormat, LibraryMismatch, RecoveryNeeded, DamagedError, DiskFullError: as
+                `BerkeleyDBStorage`, if it is this process that opens it.
+            BerkeleyDBStorageError: the directory, or the socket in it, may not be used by this process.
             ServerUnreachable: who owns it does not answer.
         """
         if timeout <= 0:
