@@ -38,6 +38,8 @@ COUNTED = 16 << 10
 """Bytes from which on a request counts for the limit on memory, and a record is sent without waiting for others."""
 AT_ONCE = 64
 """Requests of a client that are served before others have a turn."""
+SMALL = 2048
+"""Bytes of a commit up to which it is looked at without letting others in between."""
 
 READ, WRITE, ADMIN = 1, 2, 4
 """Rights, as bits."""
@@ -336,7 +338,17 @@ class Connection(asyncio.Protocol):
     def receive(self, payload: bytes, start: int, mark: bytes | None) -> None:
         """Look at the records of a commit, and hand it in."""
         self.keep(len(payload))
-        self.run(self._receive(payload, start, mark))
+        if len(payload) > SMALL:
+            self.run(self._receive(payload, start, mark))
+            return
+        self.busy = True
+        try:
+            for _ in self._receive(payload, start, mark):
+                pass
+        except WireError as error:
+            self.violate(str(error))
+        except (BerkeleyDBStorageError, ValueError) as error:
+            self._dialect.fail(error)
 
     def _receive(self, payload: bytes, start: int, mark: bytes | None) -> Iterator[bool]:
         engine, oids = self.service.engine, self.service.oids

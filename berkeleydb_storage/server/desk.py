@@ -60,6 +60,8 @@ SLOW = 0.25
 QUICK = 0.0003
 """Seconds that a flush usually takes at most where it is done right here: a hop to another thread and back costs 50 to
 100 microseconds, and others wait for no longer than for any other request."""
+MOST_HERE = 256 << 10
+"""Bytes of commits up to which a flush is as quick as usual."""
 ABANDONED = 16_384
 """Marks of commits that are not to be stored any more; as many as there are transactions whose fate can be told."""
 
@@ -202,6 +204,7 @@ class Desk:
         self._late: dict[int, tuple[float, float]] = {}  # id of a client -> no turn until, the penalty
         self._abandoned: dict[bytes, None] = {}
         self._group: list[tuple[Commit, list[bytes], int]] = []
+        self._grouped = 0  # bytes of the commits in the group
         self._readers: list[Client] = []
         self._blocked: list[Client] = []
         self._scheduled = False
@@ -401,6 +404,7 @@ class Desk:
         client.interest.update(commit.records)
         client.stored(commit)
         self._group.append((commit, news, tid))
+        self._grouped += commit.size
         self._schedule()
 
     # --- the turn
@@ -453,7 +457,7 @@ class Desk:
     def flush_now(self) -> None:
         """Flush what is committed without waiting for more, if there is but one client. Not while `holding`."""
         if self._group and self._flushing is None and not self.holding and self._alone():
-            self._flush_here()
+            self._flush()
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -464,13 +468,14 @@ class Desk:
             self._flushed(None, 0.0)
         elif self.holding:
             return  # flushing needs the mutex for a moment: `_release` schedules it again
-        elif self._usual < QUICK or self._alone():
+        elif (self._usual < QUICK or self._alone()) and self._grouped <= MOST_HERE:
             self._flush_here()
         else:
             self._take_group()
             self._flusher.flush()
 
     def _take_group(self) -> None:
+        self._grouped = 0
         self._flushing, self._group, self._readers = (self._group, self._readers), [], []
 
     def _flush_here(self) -> None:
@@ -488,18 +493,13 @@ class Desk:
         if error is not None and not isinstance(error, CommitInDoubt):  # what it was, these commits were applied
             error = CommitInDoubt(f"the commit was applied, and could not be brought to the disk: {error}")
         self._usual += (seconds - self._usual) / 8
+        if seconds >= QUICK and error is None and self._group and not self.holding:
+            self._take_group()  # so that the disk has work while these are acknowledged
+            self._flusher.flush()
         self._metrics.flushed(len(group), seconds)
         if seconds >= SLOW:
             self._log.log(logging.WARNING, Event("slow-flush", seconds=seconds, commits=len(group)))
-        for commit, news, tid in group:
-            if error is None:
-                self._metrics.committed(len(commit.records), commit.size, perf_counter() - commit.started)
-                commit.client.finish(commit, news, tid)
-            else:
-                commit.client.refuse(commit, error)
-        if error is not None:
-            logger.critical(Event("flush-failed", commits=len(group), reason=error))
-            self._failed(error)
+        self._acknowledge(group, error)
         self._uncounted += sum(len(commit.records) for commit, _, _ in group)
         if not self.holding:
             self._count()
@@ -510,6 +510,17 @@ class Desk:
                 client.give_up(error)
         if self._group or self._readers:
             self._schedule()
+
+    def _acknowledge(self, group: list[tuple[Commit, list[bytes], int]], error: Exception | None) -> None:
+        for commit, news, tid in group:
+            if error is None:
+                commit.client.finish(commit, news, tid)
+                self._metrics.committed(len(commit.records), commit.size, perf_counter() - commit.started)
+            else:
+                commit.client.refuse(commit, error)
+        if error is not None:
+            logger.critical(Event("flush-failed", commits=len(group), reason=error))
+            self._failed(error)
 
     def _count(self) -> None:
         """Let the policies that work after commits do so; they take the mutex."""

@@ -1,0 +1,214 @@
+"""Many clients of all kinds work at random, are killed, and so is their server: what they did has an order."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import histories
+import pytest
+import workload_child
+import workloads
+from conftest import check_directory
+from histories import Check
+from mutants import OVER_KILLS
+from served import free_port
+
+from berkeleydb_storage import BerkeleyDBStorage
+
+MIX = ["old", "new", "new-ahead", "new-hasty", "old-slow", "new-slow"]
+SECONDS = 3.0
+KILLS = 4
+LONG_SECONDS = 20.0
+LONG_KILLS = 60
+
+
+class Play:
+    """A server and its clients, in processes of their own; their history."""
+
+    def __init__(self, directory, **options):
+        self.directory, self.options = directory, options
+        self.counts = Counter()
+        self._logs = directory.parent / "logs"
+        self._logs.mkdir()
+        with BerkeleyDBStorage(directory) as storage:
+            workloads.fill(storage)
+        self._addresses = [f"127.0.0.1:{free_port()}", f"unix:{directory.parent / 'socket'}"]
+        self._complaints = directory.parent / "complaints"
+        with self._complaints.open("wb") as complaints:
+            self._forker = subprocess.Popen(
+                [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", workload_child.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._server = None
+        self._clients = []
+        self._pause = threading.Event()
+        self._random = random.Random(0)
+
+    def _tell(self, **job):
+        self._forker.stdin.write(json.dumps(job) + "\n")
+        self._forker.stdin.flush()
+
+    def _read(self):
+        line = self._forker.stdout.readline()
+        assert line, self._complaints.read_text()
+        return line.strip()
+
+    def serve(self):
+        """Start the server, and wait until it listens."""
+        self.counts["servers"] += 1
+        self._tell(
+            function="serve",
+            directory=str(self.directory),
+            addresses=self._addresses,
+            logs=str(self._logs),
+            run=self.counts["servers"],
+            **self.options,
+        )
+        lines = [self._read(), self._read()]
+        lines.remove("ready")
+        self._server = int(lines[0])
+
+    def add_clients(self, kinds):
+        """Start a process with clients of these kinds, each at one of the addresses."""
+        self.counts["processes"] += 1
+        clients = [(kind, self._random.choice(self._addresses)) for kind in kinds]
+        self._tell(function="work", name=f"p{self.counts['processes']}", clients=clients, logs=str(self._logs))
+        self._clients.append((int(self._read()), kinds))
+
+    def kill_server(self):
+        """Kill the server, and start it again."""
+        self._end(self._server, signal.SIGKILL)
+        self.counts["kills of the server"] += 1
+        self.serve()
+
+    def kill_clients(self):
+        """Kill a process with clients, and start another one."""
+        pid, kinds = self._clients.pop(0)
+        self._end(pid, signal.SIGKILL)
+        self.counts["kills of clients"] += len(kinds)
+        self.add_clients(kinds)
+
+    def _end(self, pid, number):
+        os.kill(pid, number)
+        self._tell(wait=pid)
+        assert int(self._read()) == (0 if number == signal.SIGTERM else -number), self._complaints.read_text()
+
+    def wait(self, seconds):
+        """Let them work for about so long: it decides at which moment something is killed, and nothing else."""
+        self._pause.wait(self._random.uniform(0.3, 1.7) * seconds)
+
+    def finish(self, *, check=True):
+        """End all, and return the history, and what is wrong with it."""
+        while self._clients:
+            self._end(self._clients.pop()[0], signal.SIGTERM)
+        self._end(self._server, signal.SIGTERM)
+        self.close()
+        history = [
+            each
+            for log in sorted(self._logs.iterdir())
+            for each in histories.load(log.read_text().splitlines(keepends=True))
+        ]
+        if check:
+            check_directory(self.directory)
+        with BerkeleyDBStorage(self.directory) as storage:
+            found = workloads.everything(storage)
+        judged = Check(history, {name: version for name, (version, _) in found.items() if version})
+        self.counts.update(each.outcome for each in history)
+        complaints = self._complaints.read_text().splitlines()
+        faults = judged.faults + workloads.wrong_values(found, history, judged.applied) + complaints
+        self.counts["faults"] = len(faults)
+        return faults
+
+    def close(self):
+        self._forker.stdin.close()
+        self._forker.wait()
+        self._forker.stdout.close()
+
+
+@pytest.fixture
+def play(directory):
+    """A function that makes a `Play`."""
+    made = []
+
+    def make(**options):
+        made.append(Play(directory, **options))
+        return made[0]
+
+    yield make
+    for each in made:
+        for pid in [each._server, *(pid for pid, _ in each._clients)]:
+            if pid is not None and each._forker.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+        each.close()
+
+
+def run(play, seconds, kills):
+    """Have clients of all kinds work, with as many kills of the server and of clients."""
+    play.serve()
+    for number in range(2):
+        play.add_clients(MIX[number::2])
+    for number in range(kills):
+        play.wait(seconds / kills / 2)
+        play.kill_server()
+        play.wait(seconds / kills / 2)
+        if number % 2:
+            play.kill_clients()
+    play.wait(seconds / (kills + 1) if kills else seconds)
+
+
+def test_without_kills(play):
+    it = play(sessions=1)
+    run(it, SECONDS, 0)
+    faults = it.finish()
+    print(dict(it.counts))
+    assert not faults, faults[:20]
+    assert it.counts["committed"] > 100
+    assert it.counts["refused"]
+    assert not it.counts["unknown"]
+
+
+DISKS = {
+    "as it is": {},
+    "slow": {"slow": 0.01},
+    "slow, and a short memory": {"slow": 0.004, "kept": 50, "flusher": True},
+}
+
+
+@pytest.mark.parametrize("disk", DISKS)
+def test_kills(play, disk):
+    it = play(sessions=1, **DISKS[disk])
+    run(it, SECONDS, KILLS)
+    faults = it.finish()
+    print(dict(it.counts))
+    assert not faults, faults[:20]
+    assert it.counts["committed"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disk", DISKS)
+def test_many_kills(play, disk):
+    it = play(sessions=2, **DISKS[disk])
+    run(it, LONG_SECONDS + 0.2 * LONG_KILLS, LONG_KILLS)
+    faults = it.finish()
+    print(dict(it.counts))
+    assert not faults, faults[:20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OVER_KILLS)
+def test_mutants(play, name):
+    """Faults that are planted in the server are found."""
+    it = play(mutant=name, slow=0.02)
+    run(it, 10.0, 12)
+    faults = it.finish(check=False)
+    print(f"{name}: {len(faults)} faults, such as {faults[:1]}")
+    assert faults
