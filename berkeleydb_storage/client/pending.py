@@ -56,14 +56,11 @@ class Pending:
     def clear(self) -> None:
         """Drop them."""
         self.records: dict[bytes, bytes] = {}
+        self.size = 0
+        """Bytes of the records."""
         self.new: list[bytes] = []
         self.foreign = False
         """Whether some of `new` were handed out by another storage, or are those of a parent process."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the records."""
-        return sum(map(len, self.records.values()))
 
     def store(self, oid: bytes, record: bytes) -> None:
         """Add a record, in place of an earlier one of the same object.
@@ -77,7 +74,10 @@ class Pending:
         except ValueError:
             self.clear()
             raise
+        if oid in self.records:
+            self.size -= len(self.records[oid])
         self.records[oid] = record
+        self.size += len(record)
 
     def estrange(self) -> None:
         """Note that the oids of this commit are not this client's any more."""

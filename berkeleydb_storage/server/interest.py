@@ -11,6 +11,9 @@ from berkeleydb_storage.format import unpack_oids, unpack_uint64
 FOLDED = 4096
 """Loads after which what was loaded is folded into the bitmap: a list is faster to append to."""
 
+FEW = 16
+"""Objects up to which it is faster to do one after the other than to make a bitmap."""
+
 
 class Interest:
     """The objects that one client may have. Used by the server's thread alone."""
@@ -32,11 +35,11 @@ class Interest:
 
     def _fold(self) -> None:
         if self._loaded:
-            numbers = BitMap64(unpack_oids(self._loaded))
+            numbers = unpack_oids(self._loaded)
             self._loaded.clear()
-            self._lacks -= numbers
+            _change(self._lacks, numbers, has=False)
             if not self._anything:
-                self._has |= numbers
+                _change(self._has, numbers, has=True)
 
     def tidy(self) -> None:
         """Keep the list short. To be called now and then."""
@@ -52,11 +55,10 @@ class Interest:
         """Note that the client was told to drop these."""
         if oids:
             self._fold()
-            numbers = BitMap64(unpack_oids(oids))
             if self._anything:
-                self._lacks |= numbers
+                _change(self._lacks, unpack_oids(oids), has=True)
             else:
-                self._has -= numbers
+                _change(self._has, unpack_oids(oids), has=False)
 
     def has(self, oid: bytes) -> bool:
         """Tell whether the client may have an object."""
@@ -67,5 +69,23 @@ class Interest:
     def meets(self, oids: list[bytes]) -> bool:
         """Tell whether the client may have one of these objects."""
         self._fold()
+        if len(oids) <= FEW:
+            has, lacks, anything = self._has, self._lacks, self._anything
+            return any(number not in lacks if anything else number in has for number in unpack_oids(oids))
         numbers = BitMap64(unpack_oids(oids))
         return bool(numbers - self._lacks) if self._anything else not self._has.isdisjoint(numbers)
+
+
+def _change(bitmap: BitMap64, numbers: tuple[int, ...], *, has: bool) -> None:
+    """Add numbers to a bitmap, or take them out of it."""
+    if len(numbers) > FEW:
+        if has:
+            bitmap |= BitMap64(numbers)
+        elif bitmap:
+            bitmap -= BitMap64(numbers)
+    elif has:
+        for number in numbers:
+            bitmap.add(number)
+    elif bitmap:
+        for number in numbers:
+            bitmap.discard(number)
