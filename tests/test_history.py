@@ -42,10 +42,11 @@ class Machine(RuleBasedStateMachine):
 
     engine = None
     kept = KEPT
+    large = 10**6
 
     def __init__(self):
         super().__init__()
-        self.history = History(self.engine, self.kept)
+        self.history = History(self.engine, self.kept, self.large)
         self.everything = []
         self.told = dict.fromkeys(CLIENTS, self.engine.journal.tid)
 
@@ -103,7 +104,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def little_is_kept(self):
         entries = self.history._entries
-        assert len(entries) < 2 or sum(len(entry.oids) for entry in entries) <= self.kept
+        assert len(entries) < 2 or sum(entry.weight for entry in entries) <= self.kept
 
 
 class Roomy(Machine):
@@ -118,7 +119,19 @@ class Roomy(Machine):
             assert {oid for oid in OBJECTS if self.history.is_news(oid, told, client)} == self.expected(client)
 
 
-@pytest.mark.parametrize("machine", [Machine, Roomy])
+class Bitmaps(Machine):
+    """Has bitmaps for all but the smallest."""
+
+    large = 3
+
+
+class RoomyBitmaps(Roomy):
+    """Likewise, and remembers each transaction."""
+
+    large = 3
+
+
+@pytest.mark.parametrize("machine", [Machine, Roomy, Bitmaps, RoomyBitmaps])
 def test_beside_a_list(engine, machine):
     class WithEngine(machine):
         pass

@@ -5,7 +5,8 @@ Its methods are called by the thread that holds the engine's mutex.
 Invariants:
 
 1. Every transaction since the server began is in `_entries` or, if it is one of the older ones, in the bitmap `_old`.
-2. `_latest` has, for each object in `_entries`, the newest entry that names it.
+2. `_latest` has, for each object in `_entries`, the newest entry that names it, but for the large entries, which are
+   bitmaps: these are in `_large`, too, and looked at one by one.
 3. A client's own commits are not news to it: it is their author. It can only have stored an object that others had not
    changed since it was told, so that nothing of theirs hides behind an entry of its own.
 
@@ -16,7 +17,7 @@ client and with a thousand. Who falls far behind is told of everything that is i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pyroaring import BitMap64
 
@@ -25,25 +26,37 @@ from berkeleydb_storage.format import pack_oids, unpack_oids, unpack_uint64
 
 KEPT = 200_000
 """Objects named by the entries that are kept one by one: about 40 MB."""
+LARGE = 4096
+"""Objects from which on an entry is a bitmap: to name 100,000 one by one would hold everybody up for 25 to 100 ms."""
+LIGHT = 32
+"""Objects in a bitmap that count as one that is named."""
 
 
 class Entry:
     """What one transaction stored or deleted."""
 
-    __slots__ = ("author", "oids", "tid")
+    __slots__ = ("author", "numbers", "oids", "tid", "weight")
 
-    def __init__(self, tid: int, oids: list[bytes], author: object) -> None:
+    def __init__(self, tid: int, oids: list[bytes], author: object, large: int) -> None:
         self.tid = tid
-        self.oids = oids
+        self.oids = oids if len(oids) < large else []
+        self.numbers = BitMap64(unpack_oids(oids)) if len(oids) >= large else None
+        self.weight = len(oids) if self.numbers is None else 1 + len(oids) // LIGHT
         self.author = author
+
+    def names(self) -> list[bytes]:
+        """Return the objects."""
+        return self.oids if self.numbers is None else pack_oids(self.numbers)
 
 
 class History:
     """A listener of the engine that remembers."""
 
-    def __init__(self, engine: Engine, kept: int = KEPT) -> None:
+    def __init__(self, engine: Engine, kept: int = KEPT, large: int = LARGE) -> None:
         """Begin, with the newest transaction."""
         self._engine = engine
+        self._size_of_large = large
+        self._large: deque[Entry] = deque()
         self._kept = kept
         self._entries: deque[Entry] = deque()
         self._named = 0
@@ -52,7 +65,7 @@ class History:
         self.old_until = 0
         self.author: object = None
         """Whose commit is being applied; None: not that of a client."""
-        self.latest = self._latest.get
+        self.latest: Callable[[bytes], Entry | None] = self._latest.get
         """Return the newest entry that names an object; None where there is none."""
         engine.listen(self)
         with engine.lock:
@@ -63,17 +76,37 @@ class History:
         changed = list(oids)
         if not changed:
             return
-        entry = Entry(self._engine.journal.tid, changed, self.author)
+        entry = Entry(self._engine.journal.tid, changed, self.author, self._size_of_large)
         self._entries.append(entry)
-        self._named += len(changed)
-        self._latest.update(dict.fromkeys(changed, entry))
+        self._named += entry.weight
+        if entry.numbers is None:
+            self._latest.update(dict.fromkeys(changed, entry))
+        else:
+            self._large.append(entry)
+            self.latest = self._search
         while self._named > self._kept and len(self._entries) > 1:
             self._forget(self._entries.popleft())
 
+    def _search(self, oid: bytes) -> Entry | None:
+        """Do what `latest` does, where there are large entries."""
+        found, number = self._latest.get(oid), unpack_uint64(oid)
+        for entry in reversed(self._large):
+            if found is not None and found.tid > entry.tid:
+                break
+            if entry.numbers is not None and number in entry.numbers:
+                return entry
+        return found
+
     def _forget(self, entry: Entry) -> None:
-        self._named -= len(entry.oids)
-        self._old.update(unpack_oids(entry.oids))
+        self._named -= entry.weight
         self.old_until = entry.tid
+        if entry.numbers is not None:
+            self._old |= entry.numbers
+            self._large.popleft()
+            if not self._large:
+                self.latest = self._latest.get
+            return
+        self._old.update(unpack_oids(entry.oids))
         for oid in entry.oids:
             if self._latest[oid] is entry:
                 del self._latest[oid]
@@ -93,7 +126,7 @@ class History:
 
     def is_news(self, oid: bytes, told: int, client: object) -> bool:
         """Tell whether an object was changed since `client` was told."""
-        entry = self._latest.get(oid)
+        entry = self.latest(oid)
         if entry is not None and entry.tid > told and entry.author is not client:
             return True
         return told < self.old_until and unpack_uint64(oid) in self._old
@@ -105,7 +138,7 @@ class History:
             if entry.tid <= told:
                 break
             if entry.author is not client:
-                news.update(dict.fromkeys(entry.oids))
+                news.update(dict.fromkeys(entry.names()))
         if told < self.old_until:
             news.update(dict.fromkeys(pack_oids(self._old)))
         return list(news)
