@@ -257,7 +257,7 @@ def test_all_kinds_of_requests_while_a_large_commit_is_applied(caplog, monkeypat
             protocol.frame(protocol.LOAD, oid(3)),
             protocol.frame(protocol.LOAD, oid(numbers[5])),
             protocol.frame(protocol.OIDS, b"\0\0\0\5"),
-            protocol.frame(protocol.FATE, MARK, bytes(8)),
+            protocol.frame(protocol.FATE, b"?" * 16, bytes(8)),
             protocol.frame(protocol.ROWS, oid(0), b"\0\0\0\5\0\0\1\0"),
             protocol.frame(protocol.FETCH, oid(0), b"\0\0\0\5\0\0\1\0"),
             protocol.frame(protocol.SYNC),

@@ -353,7 +353,7 @@ class House:
         wait_until(lambda: len(service.connections) == 2, "the attackers are gone")
         wait_until(lambda: not service.lingering and service.door.present == 2, "their sockets are closed")
         wait_until(lambda: desk.idle and desk._holder is None, "their commits are done")
-        assert service.held == 0
+        wait_until(lambda: not service.held, "nothing is held")
         assert not service._handshakes
         assert not desk._blocked
         assert not desk._readers
