@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 from contextlib import closing
@@ -26,6 +27,7 @@ from berkeleydb_storage.client import ClientStorage
 
 SOON = ("--timeout", "0.5")
 MANY = 20_000
+"""Objects that nothing leads to."""
 
 
 @pytest.fixture
@@ -83,12 +85,17 @@ def test_statistics_as_json(server):
     assert values["packing"] is False
 
 
+def litter(directory, objects):
+    """Make a storage with objects that nothing leads to, in rings of two."""
+    with BerkeleyDBStorage(directory, garbage_collection=GarbageManual()) as storage:
+        rings = ((number, number + 1 if number % 2 else number - 1) for number in range(1, objects + 1))
+        storage.migrate([(bytes(8), record(0)), *((record(*ring)[:8], record(*ring)) for ring in rings)])
+
+
 @pytest.fixture
 def littered(directory):
-    """A storage with many objects that nothing leads to, in rings."""
-    with BerkeleyDBStorage(directory, garbage_collection=GarbageManual()) as storage:
-        rings = ((number, number + 1 if number % 2 else number - 1) for number in range(1, MANY + 1))
-        storage.migrate([(bytes(8), record(0)), *((record(*ring)[:8], record(*ring)) for ring in rings)])
+    """A storage with many objects that nothing leads to."""
+    litter(directory, MANY)
     return directory
 
 
@@ -103,11 +110,32 @@ def test_pack(littered, tmp_path):
     check_directory(littered)
 
 
-def test_pack_shows_how_far_it_is(littered, tmp_path):
-    with Serving(littered, "--listen", f"unix:{tmp_path}/s") as server:
+def test_pack_shows_how_far_it_is(directory, tmp_path):
+    """One that takes a second or two."""
+    litter(directory, 10 * MANY)
+    with Serving(directory, "--listen", f"unix:{tmp_path}/s") as server:
         code, shown = on_terminal("server", server.address, "pack")
     assert code == 0
     assert re.search(r"(collecting|marking|looking|deleting|clearing): ", shown)
+
+
+def on_its_terminal(*arguments):
+    """Start a command on a terminal; return the process, and our end of the terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(terminal, text):
+    """Return what is shown, up to a text."""
+    shown = ""
+    while text not in shown:
+        assert select.select([terminal], [], [], PATIENCE)[0], shown
+        shown += os.read(terminal, 4096).decode()
+    return shown
 
 
 def test_a_pack_that_fails(directory, tmp_path):
@@ -225,20 +253,12 @@ def test_a_password_in_the_environment(guarded):
 
 def test_a_password_from_the_terminal(guarded):
     """It is not shown."""
-    ours, theirs = pty.openpty()
-    command = [*COMMAND, "server", guarded.address, "ping", "--user", "write"]
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    )
-    os.close(theirs)
-    shown = ""
-    while not shown.endswith(f"password of write at {guarded.address}: "):
-        shown += os.read(ours, 4096).decode()
+    process, ours = on_its_terminal("server", guarded.address, "ping", "--user", "write")
+    shown = read_until(ours, f"password of write at {guarded.address}: ")
     os.write(ours, b"pass write\n")
+    shown += read_until(ours, "transaction")
     assert process.wait(PATIENCE) == 0
-    shown += os.read(ours, 4096).decode()
     os.close(ours)
-    assert "transaction" in shown
     assert "pass write" not in shown
 
 
