@@ -62,6 +62,7 @@ class TestOwnerAndClient(Mixed):
         return self.connect()
 
 
+@pytest.mark.slow
 class TestClientAndOwner(Mixed):
     options = MappingProxyType({"durable": False, "type": "hash"})
 

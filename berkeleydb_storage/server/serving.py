@@ -124,7 +124,7 @@ class Server:
         self._open: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
-        self._stopping: asyncio.Event | None = None
+        self._stopping = asyncio.Event()
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -288,7 +288,6 @@ class Server:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.set_exception_handler(_note_fault)
-        self._stopping = asyncio.Event()
         sockets = self._open = self._listen()
         listeners: list[Listener] = []
         service: Service | None = None
@@ -388,7 +387,7 @@ class Server:
                 logger.exception(Event("fault", doing="looking after the connections"))
 
     def _stop(self, reason: str) -> None:
-        if self._stopping is not None and not self._stopping.is_set():
+        if not self._stopping.is_set():
             logger.info(Event("ending", reason=reason))
             self._notify("STOPPING=1")
             self._stopping.set()

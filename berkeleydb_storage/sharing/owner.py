@@ -81,6 +81,7 @@ class Owner:
             self.backup_to = None if backup is None else backup.to
             """Where backups go that are asked for."""
             self.server = Server(self.storage, sockets=[sock], grace=GRACE, backup_to=self.backup_to)
+            undo.callback(self.server.close)
             self.server.start()
             undo.pop_all()
         threading.Thread(target=self._watch, args=(ended,), name="berkeleydb_storage owner", daemon=True).start()

@@ -125,6 +125,8 @@ class Place:
         """Count one less; the last one closes the owner."""
         with _lock:
             self.users -= 1
+            if self.users:
+                return
         with self._owning:
             if not self.users:
                 self._close()
