@@ -61,10 +61,10 @@ def _text(value: object) -> str:
     return quoted(str(value))
 
 
-def quoted(text: str) -> str:
+def quoted(text: str, longest: int = LONGEST) -> str:
     """Return a text as it is if it is plain, and else in quotes, with what is not printable escaped."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}…"
+    if len(text) > longest:
+        text = f"{text[:longest]}…"
     if _PLAIN.fullmatch(text):
         return text
     return f'"{"".join(map(_escaped, text))}"'

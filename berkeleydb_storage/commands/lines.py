@@ -7,10 +7,13 @@ import os
 from datetime import datetime, timezone
 from typing import TextIO
 
-from berkeleydb_storage.events import Event
+from berkeleydb_storage.events import Event, quoted
 
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Of syslog, as ``sd-daemon(3)`` has them; what is below is 7."""
+
+LONGEST_TRACEBACK = 20_000
+"""Characters."""
 
 
 class LineFormatter(logging.Formatter):
@@ -26,7 +29,7 @@ class LineFormatter(logging.Formatter):
         event = record.msg if isinstance(record.msg, Event) else Event("note", text=record.getMessage())
         text = str(event)
         if record.exc_info:
-            text += f" {Event('traceback', text=self.formatException(record.exc_info))}"
+            text += f" traceback={quoted(self.formatException(record.exc_info), LONGEST_TRACEBACK)}"
         if self._journal:
             return f"<{_priority(record.levelno)}>{text}"
         when = datetime.fromtimestamp(record.created, timezone.utc)
