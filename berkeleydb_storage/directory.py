@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
@@ -215,7 +216,7 @@ class Directory:
             return
         ours = ("lost+found", LOCK, FRESH)
         foreign = sorted(name for name in names if not name.startswith(".") and name not in ours)
-        foreign = [name for name in foreign if not (self.path / name).is_socket()]
+        foreign = [name for name in foreign if self._is_file(name)]
         if not foreign:
             return
         if LOCK in names and all(_is_librarys(name) for name in foreign):
@@ -232,6 +233,13 @@ class Directory:
         raise NotAStorage(
             f"{self.path} holds {what} ({', '.join(foreign[:3])}): a new storage needs an empty directory"
         )
+
+    def _is_file(self, name: str) -> bool:
+        """Tell whether a name stands for more than a socket, which those who share a storage make and remove."""
+        try:
+            return not stat.S_ISSOCK((self.path / name).lstat().st_mode)
+        except FileNotFoundError:
+            return False  # one that was removed just now
 
     def release(self, *, refused: bool = False) -> None:
         """Unlock the directory. Does nothing when it is not locked.
