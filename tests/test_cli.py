@@ -623,7 +623,7 @@ def subparsers():
 
 def test_the_names_of_the_commands():
     expected = ["migrate", "export", "check", "stat", "census", "why", "dump", "load", "pack", "compact"]
-    expected += ["backup", "passwd"]
+    expected += ["backup", "passwd", "serve", "server"]
     assert cli.command_names() == list(subparsers()) == expected
 
 
