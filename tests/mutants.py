@@ -8,7 +8,7 @@ from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.server.service import Service
 
 READ, SINCE, INVALIDATE, DECIDE = Desk._read, History.since, History.invalidate, Desk._decide
-FATE, NEW_INTEREST = Service.fate, Interest.__init__
+FATE, FLUSH = Service.fate, Desk._flush
 
 
 def _read_but(answer):
@@ -42,15 +42,11 @@ def _only_the_newest(history, told, client):
 
 
 def _acknowledge_first(desk):
-    """Let the commits be acknowledged, and flush them later or never."""
-    desk._scheduled = False
-    if desk._flushing is None and (desk._group or desk._readers):
-        desk._take_group()
-        desk._flushed(None, 0.0)
-
-
-def _knows_nothing(interest, *, anything=False):
-    NEW_INTEREST(interest)
+    """Let the commits be acknowledged, and flush them when somebody wants to read them, or never."""
+    group, desk._group = desk._group, []
+    for commit, news, tid in group:
+        commit.client.finish(commit, news, tid)
+    FLUSH(desk)
 
 
 def _never_stored(service, mark, since):
@@ -80,7 +76,6 @@ OVER_KILLS = {
     "who comes back is told nothing": (Service, "changed_since", lambda service, identity, tid: []),
     "a commit that is stored is said not to be": (Service, "fate", _never_stored),
     "news of before are forgotten by those who come back": (News, "add", _nothing),
-    "who comes back has nothing": (Interest, "__init__", _knows_nothing),
 }
 """Found where the server is killed."""
 

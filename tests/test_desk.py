@@ -20,6 +20,7 @@ from berkeleydb_storage.client.link import Decision
 from berkeleydb_storage.errors import CommitRefused
 from berkeleydb_storage.format import ROOT_OID, pack_uint64
 from berkeleydb_storage.server import Server, desk
+from berkeleydb_storage.server.interest import Interest
 
 OBJECTS = 12
 FRAME = 1 << 28
@@ -65,7 +66,7 @@ class Gate:
 class Link(ExtendedLink):
     """The extended protocol, step by step."""
 
-    def __init__(self, path):
+    def __init__(self, path, identity=b"", tid=0):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(path)
         channel = Channel(self.socket, PATIENCE)
@@ -73,7 +74,7 @@ class Link(ExtendedLink):
         channel.send_bytes(b"V" + protocol.EXTENDED + bytes([protocol.EXTENDED_VERSION]))
         channel.read(4)
         channel.receive()
-        self.welcome = self.resume(b"", 0)
+        self.welcome = self.resume(identity, tid)
 
     def begin_commit(self, some, mark=MARK):
         """Send a commit; `_decision` waits for what becomes of it."""
@@ -145,13 +146,19 @@ class World:
     def gate(self, name=""):
         """Return a gate before the disk, and have the desk flush in the thread that is there for that."""
         self.desk._usual = 1.0
-        return Gate(self.storage.engine, name)
+        gate = Gate(self.storage.engine, name)
+        self._stack.callback(gate.open)
+        return gate
 
     def old(self):
         return self._add(Old(self._path))
 
     def new(self):
         return self._add(Link(self._path))
+
+    def back(self, welcome):
+        """Return a client that has been there before, and was welcomed so."""
+        return self._add(Link(self._path, welcome.identity, welcome.tid))
 
     def _add(self, client):
         self._stack.callback(client.close)
@@ -383,6 +390,39 @@ def test_a_client_that_goes_in_its_turn(world, monkeypatch):
     world.until(lambda: world.desk._queue, other)
     one.socket.shutdown(socket.SHUT_RDWR)
     assert other.decision().stored
+
+
+def come_back(world):
+    """Return a client that came back, and what it is told."""
+    gone, other = world.new(), world.new()
+    gone.load(oid(2)), gone.load(oid(3))
+    gone.close()
+    other.put(records(3))
+    one = world.back(gone.welcome)
+    assert one.welcome.changed == [oid(3)]
+    other.put(records(2))
+    return one, one.put(records(1))
+
+
+def test_who_comes_back_may_have_anything(world):
+    one, decision = come_back(world)
+    assert not decision.stored
+    assert decision.oids == [oid(2)]
+    one.cancel()
+
+
+def test_who_comes_back_would_not_be_asked_without(world, monkeypatch):
+    """The test before this one can fail."""
+    begin = Interest.__init__
+    monkeypatch.setattr(Interest, "__init__", lambda interest, *, anything=False: begin(interest))
+    assert come_back(world)[1].stored
+
+
+def test_a_stranger_who_comes_back_forgets_everything(world):
+    known = world.new().welcome
+    assert world.back(known._replace(identity=bytes(16))).welcome.changed is None
+    assert world.back(known._replace(tid=known.tid + 1)).welcome.changed is None
+    assert world.back(known).welcome.changed == []
 
 
 # --- large commits

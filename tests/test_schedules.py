@@ -1,6 +1,6 @@
 """Every interleaving of short programs comes out as at Durus' own server, whatever clients are mixed."""
 
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 
 import pytest
 from durus.file_storage import FileStorage
@@ -11,7 +11,7 @@ SHORT = ["rx wy c", "ry wx c", "wx c", "rx ry c", "nx c", "ux dx c"]
 """For every test run."""
 LONG = ["rx wy c rx wy c", "ry c wx c ry c", "rx ry a wx c", "wx wy c rx wx c", "ux nx c ux dx c", "rx c ry wz c"]
 """With a transaction before, so that caches and what was told before count."""
-THREE = ["rx wy c", "ry wz c", "rz wx c", "wx c", "rx ry rz c"]
+THREE = [("rx wy c", "ry wz c", "rz wx c"), ("wx c", "rx wy c", "rx ry rz c")]
 KINDS = [(old, old), (old, new), (new, old), (new, new), (new, inside), (old, inside)]
 
 
@@ -81,17 +81,25 @@ def test_prefetch(directory, short, others):
 THREES = [kinds for kinds in combinations_with_replacement((old, new, inside), 3) if kinds != (inside,) * 3]
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    return expected(tmp_path_factory, THREE)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return expected(tmp_path_factory, pairs(LONG))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", THREES, ids=ids(THREES))
-def test_three_clients(directory, tmp_path_factory, kinds):
-    reference = expected(tmp_path_factory, [("rx wy c", "ry wz c", "rz wx c"), ("wx c", "rx wy c", "rx ry rz c")])
+def test_three_clients(directory, three, kinds):
     with world_of(directory, kinds) as world:
-        print(len(reference), "schedules,", compare(world, reference), "conflicts")
+        print(len(three), "schedules,", compare(world, three), "conflicts")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", KINDS, ids=ids(KINDS))
-def test_two_clients_with_a_past(directory, tmp_path_factory, kinds):
-    reference = expected(tmp_path_factory, list(product(LONG, LONG)))
+def test_two_clients_with_a_past(directory, long, kinds):
     with world_of(directory, kinds) as world:
-        print(len(reference), "schedules,", compare(world, reference), "conflicts")
+        print(len(long), "schedules,", compare(world, long), "conflicts")

@@ -48,8 +48,7 @@ def until_told():
 
 def serve(directory, addresses, logs, run, sessions=0, slow=0.0, mutant=None, kept=None, flusher=False):
     """Serve a storage, with sessions in this process that commit as well; every flush may take `slow` seconds."""
-    if mutant is not None:
-        setattr(*mutants.OVER_KILLS[mutant])
+    plant(mutant)
     if kept is not None:
         history.History.__init__.__defaults__ = (kept,)
     if flusher:
@@ -72,6 +71,11 @@ def serve(directory, addresses, logs, run, sessions=0, slow=0.0, mutant=None, ke
                 thread.join()
 
 
+def plant(mutant):
+    if mutant is not None:
+        setattr(*mutants.OVER_KILLS[mutant])
+
+
 def slow_down(environment, seconds):
     flush, pause = environment.flush, threading.Event()
 
@@ -82,8 +86,9 @@ def slow_down(environment, seconds):
     environment.flush = slowly
 
 
-def work(name, clients, logs):
+def work(name, clients, logs, mutant=None):
     """Be some clients, each in a thread: pairs of a kind and an address."""
+    plant(mutant)
     stop = until_told()
     threads = []
     for number, (kind, address) in enumerate(clients):
