@@ -13,12 +13,17 @@ import histories
 import pytest
 import workload_child
 import workloads
+from concurrency import run_threads
 from conftest import check_directory
+from durus.connection import Connection
+from durus.error import ConflictError
 from histories import Check
 from mutants import OVER_KILLS
 from served import free_port
 
 from berkeleydb_storage import BerkeleyDBStorage
+from berkeleydb_storage.client import ClientStorage, Fate
+from berkeleydb_storage.errors import CommitUnknown, ServerUnreachable
 
 MIX = ["old", "new", "new-ahead", "new-hasty", "old-slow", "new-slow"]
 SECONDS = 3.0
@@ -39,7 +44,7 @@ class Play:
         self._logs.mkdir()
         with BerkeleyDBStorage(directory) as storage:
             workloads.fill(storage)
-        self._addresses = [f"127.0.0.1:{free_port()}", f"unix:{directory.parent / 'socket'}"]
+        self.addresses = [f"127.0.0.1:{free_port()}", f"unix:{directory.parent / 'socket'}"]
         self._complaints = directory.parent / "complaints"
         with self._complaints.open("wb") as complaints:
             self._forker = subprocess.Popen(
@@ -64,15 +69,16 @@ class Play:
         assert line, self._complaints.read_text()
         return line.strip()
 
-    def serve(self):
-        """Start the server, and wait until it listens."""
+    def serve(self, fuse=None):
+        """Start the server, and wait until it listens; `fuse` is a crash point that ends it."""
         self.counts["servers"] += 1
         self._tell(
             function="serve",
             directory=str(self.directory),
-            addresses=self._addresses,
+            addresses=self.addresses,
             logs=str(self._logs),
             run=self.counts["servers"],
+            fuse=fuse,
             **self.options,
         )
         lines = [self._read(), self._read()]
@@ -82,7 +88,7 @@ class Play:
     def add_clients(self, kinds):
         """Start a process with clients of these kinds, each at one of the addresses."""
         self.counts["processes"] += 1
-        clients = [(kind, self._random.choice(self._addresses)) for kind in kinds]
+        clients = [(kind, self._random.choice(self.addresses)) for kind in kinds]
         name, mutant = f"p{self.counts['processes']}", self.options.get("mutant")
         self._tell(function="work", name=name, clients=clients, logs=str(self._logs), mutant=mutant)
         self._clients.append((int(self._read()), kinds))
@@ -92,6 +98,11 @@ class Play:
         self._end(self._server, signal.SIGKILL)
         self.counts["kills of the server"] += 1
         self.serve()
+
+    def await_end(self):
+        """Wait until the server has been killed by its fuse."""
+        self._tell(wait=self._server)
+        assert int(self._read()) == -signal.SIGKILL
 
     def kill_clients(self):
         """Kill a process with clients, and start another one."""
@@ -113,7 +124,7 @@ class Play:
         """End all, and return what is wrong with the history. Without `check` clients may hang."""
         while self._clients:
             self._end(self._clients.pop()[0], signal.SIGTERM if check else signal.SIGKILL)
-        self._end(self._server, signal.SIGTERM)
+        self.end_server()
         self.close()
         history = [
             each
@@ -130,6 +141,11 @@ class Play:
         faults = judged.faults + workloads.wrong_values(found, history, judged.applied) + complaints
         self.counts["faults"] = len(faults)
         return faults
+
+    def end_server(self):
+        """End the server in order."""
+        self._end(self._server, signal.SIGTERM)
+        self._server = None
 
     def close(self):
         self._forker.stdin.close()
@@ -194,6 +210,53 @@ def test_kills(play, disk):
     print(dict(it.counts))
     assert not faults, faults[:20]
     assert it.counts["committed"] > 100
+
+
+FUSES = {"commit.begun": False, "commit.written": False, "commit.committed": False, "commit.flushed": True}
+"""Crash points of a commit, and whether it is there after a kill."""
+
+
+@pytest.mark.parametrize("fuse", FUSES)
+@pytest.mark.parametrize("number", [0, 1], ids=["tcp", "unix"])
+def test_fates(play, fuse, number):
+    """Whoever does not wait is told later what became of it, and that is how it is."""
+    it = play()
+    it.serve(fuse)
+    with ClientStorage(it.addresses[number], timeout=0.1) as storage:
+        connection = Connection(storage)
+        connection.get_root()["counter 0"].value += 1
+        with pytest.raises(CommitUnknown) as caught:
+            connection.commit()
+        with pytest.raises(ServerUnreachable):
+            storage.fate(caught.value)
+        it.await_end()
+        it.serve()
+        fates = {storage.fate(caught.value) for _ in range(2)}
+        assert fates == {Fate.STORED if FUSES[fuse] else Fate.NOT_STORED}
+        connection.abort()
+        assert connection.get_root()["counter 0"].value == FUSES[fuse]
+    it.end_server()
+
+
+@pytest.mark.parametrize("fuse", FUSES)
+def test_who_waits_commits_once(play, fuse):
+    it = play()
+    it.serve(fuse)
+    with ClientStorage(it.addresses[0]) as storage:
+        connection = Connection(storage)
+        connection.get_root()["counter 0"].value += 1
+        run_threads(connection.commit, lambda: (it.await_end(), it.serve()))
+        connection.get_root()["counter 0"].value += 1
+        connection.get_root()["counter 1"].value += 1
+        try:
+            connection.commit()
+        except ConflictError:  # it was told of its own commit
+            connection.abort()
+            assert connection.get_root()["counter 0"].value == 1
+        else:
+            with ClientStorage(it.addresses[1]) as other:
+                assert Connection(other).get_root()["counter 0"].value == 2
+    it.end_server()
 
 
 @pytest.mark.slow

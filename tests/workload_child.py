@@ -18,7 +18,7 @@ import mutants
 from durus.client_storage import ClientStorage as DurusClient
 from workloads import Worker
 
-from berkeleydb_storage import BerkeleyDBStorage, GarbageThread
+from berkeleydb_storage import BerkeleyDBStorage, GarbageThread, failpoints
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.server import Server, desk, history
 
@@ -46,9 +46,11 @@ def until_told():
     return stop
 
 
-def serve(directory, addresses, logs, run, sessions=0, slow=0.0, mutant=None, kept=None, flusher=False):
+def serve(directory, addresses, logs, run, sessions=0, slow=0.0, mutant=None, kept=None, flusher=False, fuse=None):
     """Serve a storage, with sessions in this process that commit as well; every flush may take `slow` seconds."""
     plant(mutant)
+    if fuse is not None:
+        failpoints.hook = lambda name: name == fuse and os.kill(os.getpid(), signal.SIGKILL)
     if kept is not None:
         history.History.__init__.__defaults__ = (kept,)
     if flusher:
