@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from weakref import WeakSet
 
 logger = logging.getLogger(__name__)
 
 
-class _Thread(threading.Thread):
-    """The thread of a `Worker`."""
+_threads: WeakSet[threading.Thread] = WeakSet()
+"""Those of workers. No class of their own: gevent replaces that of threads, perhaps after this was imported."""
 
 
 def in_worker() -> bool:
     """Tell whether the calling thread is that of a `Worker`."""
-    return isinstance(threading.current_thread(), _Thread)
+    return threading.current_thread() in _threads
 
 
 class Worker:
@@ -31,7 +32,8 @@ class Worker:
         self._turn = turn
         self._stopping = threading.Event()
         self._failing = False
-        self._thread = _Thread(target=self._run, name=f"berkeleydb_storage {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"berkeleydb_storage {name}", daemon=True)
+        _threads.add(self._thread)
 
     def start(self) -> None:
         """Start the thread."""

@@ -482,6 +482,58 @@ keeper.close()
     assert each < 0.05
 
 
+def test_greenlets_after_a_fork(directory, run):
+    """As gunicorn has it with gevent and --preload: what was opened before was not gevent's. The master is killed."""
+    script = run("""
+storage = SharedStorage(path)
+add(storage, "parent")
+if not os.fork():
+    warnings.simplefilter("ignore")
+    import gevent.monkey
+    gevent.monkey.patch_all()
+    say("patched")
+    wait()
+    def work(number):
+        with SharedStorage(path) as own:
+            add(own, number)
+            gevent.sleep(0.01)
+            add(own, -number)
+    gevent.joinall([gevent.spawn(work, number) for number in range(10)], raise_error=True)
+    add(storage, "child")
+    say("done")
+    storage.close()
+    os._exit(0)
+signal.pause()
+""")
+    script.hear()
+    script.process.kill()
+    script.process.wait()
+    script.tell()
+    assert script.hear() == ["done"]
+    assert script.process.stdout.readline() == ""
+    assert keys(directory) == {"parent", "child", *range(-9, 10)}
+    assert is_closed(directory)
+
+
+def test_greenlets_end_without_closing(directory, run):
+    """The server's greenlet still has its turns then: it is closed in order."""
+    script = run(
+        """
+storage = SharedStorage(path)
+add(storage, 1)
+say("open")
+gevent.sleep(0.05)
+gevent.spawn(add, storage, 2).join()
+""",
+        first=GEVENT,
+    )
+    script.hear()
+    with SharedStorage(directory) as other:
+        assert script.end() == 0
+        assert keys_of(other) == {1, 2}
+        assert not other.information()["storage"]["recovered"]
+
+
 def test_greenlets_as_clients(directory, run):
     with SharedStorage(directory) as storage:
         script = run(

@@ -17,11 +17,11 @@ Killed anywhere: a commit that was not acknowledged is there whole, or not at al
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from asyncio import AbstractEventLoop, TimerHandle
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from queue import SimpleQueue
 from time import perf_counter
 from typing import Protocol
 
@@ -131,21 +131,19 @@ class Flusher:
         """Prepare it; `done` is called by it, with what went wrong, and how many seconds that took."""
         self._engine = engine
         self._done = done
-        self._wanted: SimpleQueue[bool] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        # gevent's, where the process is patched after this was imported
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="berkeleydb_storage flush", daemon=True)
+        self._thread.start()  # now: when the interpreter ends, none can be started any more
 
     def flush(self) -> None:
         """Begin to flush; `done` is called after that."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="berkeleydb_storage flush", daemon=True)
-            self._thread.start()
         self._wanted.put(True)
 
     def close(self) -> None:
         """End the thread, when it has flushed."""
-        if self._thread is not None:
-            self._wanted.put(False)
-            self._thread.join()
+        self._wanted.put(False)
+        self._thread.join()
 
     def _run(self) -> None:
         while self._wanted.get():

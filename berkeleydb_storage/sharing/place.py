@@ -17,7 +17,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from berkeleydb_storage.sharing.owner import Owned, Owner
 logger = logging.getLogger(__name__)
 
 PAUSE = 0.005
-"""Seconds between two attempts to open a storage that somebody has who does not share it."""
+"""Seconds between two attempts, to open a storage that somebody has who does not share it, or to get the lock."""
 LAST_PATIENCE = 2.0
 """Seconds that the end of the interpreter waits for a thread that is opening the storage."""
 
@@ -51,7 +52,7 @@ class Place:
 
     def owner(self) -> Owner | None:
         """Return who owns it in this process; None: it does not."""
-        with self._owning:
+        with self._alone():
             if self._owner is not None and self._owner.has_stopped:
                 self._close()
             return self._owner
@@ -77,7 +78,7 @@ class Place:
             if ending.wait(PAUSE) or _exiting.is_set():
                 raise StorageClosed(f"{self.path} was closed before it was open") from error
 
-        with self._owning:
+        with self._alone():
             if self._owner is None:
                 try:
                     self._owner = Owner(self.path, options, wait, self._ended)
@@ -102,13 +103,13 @@ class Place:
 
     def _ended(self, owner: Owner) -> None:
         """Close an owner that was ended by a client, or because the storage has stopped."""
-        with self._owning:
+        with self._alone():
             if self._owner is owner:
                 self._close()
 
     def give_up(self) -> None:
         """Own it no more; another process does so next, or this one again."""
-        with self._owning:
+        with self._alone():
             self._close()
 
     def _close(self) -> None:
@@ -127,7 +128,7 @@ class Place:
             self.users -= 1
             if self.users:
                 return
-        with self._owning:
+        with self._alone():
             if not self.users:
                 self._close()
 
@@ -138,11 +139,28 @@ class Place:
 
     def at_exit(self) -> None:
         """Close the owner, unless a thread is just opening it: the next one recovers that."""
-        if self._owning.acquire(timeout=LAST_PATIENCE):
-            try:
-                self._close()
-            finally:
-                self._owning.release()
+        with suppress(TimeoutError), self._alone(LAST_PATIENCE):
+            self._close()
+
+    @contextmanager
+    def _alone(self, patience: float = float("inf")) -> Iterator[None]:
+        """Keep other threads from changing the owner.
+
+        The lock may be older than gevent's in a process that was forked and patched then: who waits in it keeps all
+        other greenlets from running, also the one that has it.
+
+        Raises:
+            TimeoutError: others did so for `patience` seconds.
+        """
+        until = time.monotonic() + patience
+        while not self._owning.acquire(blocking=False):
+            if time.monotonic() >= until:
+                raise TimeoutError
+            time.sleep(PAUSE)
+        try:
+            yield
+        finally:
+            self._owning.release()
 
     def forked(self) -> None:
         """Leave everything to the parent. Called in the child."""
