@@ -31,7 +31,7 @@ from wire import (
 from berkeleydb_storage import BerkeleyDBStorage, DamagedError, DiskFullError, protocol, server
 from berkeleydb_storage.environment import OBJECTS
 from berkeleydb_storage.errors import WireError
-from berkeleydb_storage.server import Server, service
+from berkeleydb_storage.server import Server, creation
 
 ONE, TWO = FREE[0], FREE[1]
 CROWD = 40
@@ -612,7 +612,7 @@ def test_a_crowd_that_waits_for_the_turn(caplog, monkeypatch):
 
 def test_a_root_that_nobody_makes(caplog, monkeypatch, tmp_path):
     """One who finds no root, and asks again and again: after a while another one may make it."""
-    monkeypatch.setattr(service, "ROOT_PATIENCE", 0.3)
+    monkeypatch.setattr(creation, "PATIENCE", 0.3)
     over = threading.Event()
     with BerkeleyDBStorage(tmp_path) as storage, Server(storage, "127.0.0.1:0") as running:
 
@@ -624,7 +624,7 @@ def test_a_root_that_nobody_makes(caplog, monkeypatch, tmp_path):
 
         thread = threading.Thread(target=hog, daemon=True)
         thread.start()
-        wait_until(lambda: running.service._creator, "it was told to make the root")
+        wait_until(lambda: running.service.creation._maker, "it was told to make the root")
         with DurusWire(running.address) as other:
             assert other.load(0) == protocol.MISSING
             assert other.commit(record(0))[0] == protocol.OKAY

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,6 +36,7 @@ from berkeleydb_storage.protocol import (
 )
 from berkeleydb_storage.server.chores import Chores
 from berkeleydb_storage.server.connection import ADMIN, READ, WRITE, Connection
+from berkeleydb_storage.server.creation import PAUSE, Creation
 from berkeleydb_storage.server.desk import NEWS, RETRY, Desk
 from berkeleydb_storage.server.door import Door
 from berkeleydb_storage.server.durus import Durus
@@ -49,18 +49,12 @@ from berkeleydb_storage.version import __version__
 
 logger = logging.getLogger(__name__)
 
-ROOT_PATIENCE = 2.0
-"""Seconds that a client may take to make the root object, while others that ask for it wait."""
-
 BEAT = 5.0
 """Seconds after which the client of a backup hears of it again: it would not wait for long if it heard nothing."""
 LEVELS = {"disconnected": logging.INFO, "refused": logging.WARNING, "violated": logging.WARNING}
 """Of the events with which connections end."""
 SCANNED = 256
 """Oids that are looked up at once in a table without an order."""
-
-ROOT_PAUSE = 0.02
-"""Seconds between two looks whether it is there."""
 
 
 class Service:
@@ -107,8 +101,7 @@ class Service:
         self._stop = stop
         self._throttle = Throttle()
         self._handshakes: dict[Connection, ServerHandshake] = {}
-        self._creating = threading.Lock()
-        self._creator: tuple[object, float] | None = None  # guarded by _creating
+        self.creation = Creation(self.engine)
         self._threads = ThreadPoolExecutor(2, "berkeleydb_storage server")
         self.chores = Chores(storage, self.metrics, backup_to)
         self.log = Sparing(logger)
@@ -143,7 +136,7 @@ class Service:
         self._handshakes.pop(connection, None)
         self.oids.left(connection)
         self.desk.forget(connection)
-        self.create_not(connection)
+        self.creation.left(connection)
         level = logging.DEBUG if reason == "hung up" else LEVELS[connection.verdict]
         self.log.log(level, Event(connection.verdict, peer=connection.peer, user=connection.user, reason=reason))
 
@@ -222,7 +215,7 @@ class Service:
         if found == NEWS and not connection.synced and not connection.interest:
             self.desk.news(connection)  # it has nothing yet that this could contradict: it begins here
             found = self.desk.read(connection, oid)
-        if found is None and oid == ROOT_OID and connection.rights & WRITE and not self.may_create(connection):
+        if found is None and oid == ROOT_OID and connection.rights & WRITE and not self.creation.may(connection):
             return RETRY
         return found
 
@@ -230,26 +223,9 @@ class Service:
         """Have a connection proceed when what `read` returned in place of an object may have changed."""
         connection.busy = True
         if why == RETRY:
-            self.loop.call_later(ROOT_PAUSE, connection.proceed)
+            self.loop.call_later(PAUSE, connection.proceed)
         else:
             self.desk.when_durable(connection)
-
-    def may_create(self, who: object) -> bool:
-        """Tell whether a client that finds no root object is the one to make it, and not to wait for another one's.
-
-        Any thread.
-        """
-        now = monotonic()
-        with self._creating:
-            if self._creator is None or now > self._creator[1]:
-                self._creator = who, now + ROOT_PATIENCE
-            return self._creator[0] is who
-
-    def create_not(self, who: object) -> None:
-        """Note that a client is gone, which need not be waited for any more. Any thread."""
-        with self._creating:
-            if self._creator is not None and self._creator[0] is who:
-                self._creator = None
 
     def rows(self, start: bytes, limit: int, size: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some objects from an oid on, in the order of the oids; at most so many, and about so many bytes.
@@ -261,8 +237,8 @@ class Service:
         """
         engine = self.engine
         if self.storage.ordered:
-            rows = engine.rows(start, limit, size)
-            return engine.living(rows), rows[-1][0] + b"\0" if rows else None
+            rows = engine.reader.rows(start, limit, size)
+            return engine.reader.living(rows), rows[-1][0] + b"\0" if rows else None
         found: list[tuple[bytes, bytes]] = []
         number = unpack_uint64(start)
         end = min(number + SCANNED, engine.next_oid)
@@ -272,7 +248,7 @@ class Service:
             if record is not None:
                 found.append((oid, record))
                 size -= len(record)
-        return engine.living(found), pack_uint64(number) if number < engine.next_oid else None
+        return engine.reader.living(found), pack_uint64(number) if number < engine.next_oid else None
 
     def new_oids(self, connection: Connection, count: int) -> list[bytes] | None:
         """Hand out oids; None: not now, the connection proceeds later."""
@@ -282,7 +258,7 @@ class Service:
             connection.busy = True
             self.desk.when_free(connection)
             return None
-        oids = [self.engine.new_oid() for _ in range(count)]
+        oids = self.creation.new_oids(connection, count)
         self.oids.handed_out(connection, oids)
         return oids
 

@@ -33,7 +33,7 @@ from berkeleydb_storage.errors import (
 )
 from berkeleydb_storage.format import ROOT_OID, references, unpack_uint64
 from berkeleydb_storage.protocol import COMMITTED, FORGOTTEN, NOT_COMMITTED
-from berkeleydb_storage.server.service import ROOT_PAUSE
+from berkeleydb_storage.server.creation import PAUSE
 
 if TYPE_CHECKING:
     from berkeleydb_storage.sharing.owner import Owner
@@ -124,8 +124,8 @@ class LocalLink:
 
     def _wait_for_root(self) -> bool:
         """Wait if another client is making the root object; return whether it is there now."""
-        while not self._service.may_create(self):
-            time.sleep(ROOT_PAUSE)
+        while not self._service.creation.may(self):
+            time.sleep(PAUSE)
             if self._engine.get(ROOT_OID) is not None:
                 return True
         return False
@@ -160,7 +160,7 @@ class LocalLink:
     def new_oids(self, count: int) -> list[bytes]:
         """Return new oids."""
         with self._guarded():
-            return [self._engine.new_oid() for _ in range(count)]
+            return self._service.creation.new_oids(self, count)
 
     def sync(self) -> Told:
         """Return what others changed."""
@@ -241,7 +241,7 @@ class LocalLink:
     def close(self) -> None:
         """End. The owner stays: it ends with the last storage of the process."""
         self._pending = None
-        self._service.create_not(self)
+        self._service.creation.left(self)
 
 
 def _lost(error: Exception) -> ConnectionLost:
