@@ -376,6 +376,9 @@ for point in ("create.begun", "create.done", "recover.begin", "recover.done", "o
     except KeyboardInterrupt:
         say(point)
 point = None
+for thread in threading.enumerate():
+    if thread.name == "berkeleydb_storage owner":
+        thread.join()
 say([thread.name for thread in threading.enumerate()], os.listdir(path))
 storage = SharedStorage(path)
 add(storage, 1)
