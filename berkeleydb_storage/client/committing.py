@@ -80,7 +80,8 @@ class Commit:
             check: called when there is a link, before anything is sent; what it raises ends the commit.
 
         Raises:
-            ConflictError, StorageClosed, ServerUnreachable: nothing was stored.
+            ConflictError, StorageClosed: nothing was stored.
+            ServerUnreachable: likewise; the server is away, or ends the connection whenever the commit is sent.
             CommitUnknown: nobody knows.
             CommitInDoubt: stored, but not on the disk.
         """
@@ -97,6 +98,7 @@ class Commit:
             patience = patience or self._line.patience()
             if self._is_stored(mark, since, patience, lost):
                 return
+            patience.pause(lost)  # what the server does not take now it may never take
 
     def _negotiate(self, link: Link, mark: bytes) -> Lost | None:
         """Send everything, and answer the server's questions, until it is stored; else return how the link was lost."""

@@ -41,7 +41,7 @@ from berkeleydb_storage.client.link import Link, Welcome
 from berkeleydb_storage.client.loading import Loader
 from berkeleydb_storage.client.news import News
 from berkeleydb_storage.client.pending import Oids, Pending
-from berkeleydb_storage.errors import CommitUnknown, OptionError
+from berkeleydb_storage.errors import CommitRefused, CommitUnknown, OptionError
 from berkeleydb_storage.format import ROOT_OID
 
 DEFAULT_USER = "durus"
@@ -252,8 +252,10 @@ class ClientStorage(Storage):
             pending, self._pending = self._pending, Pending()
             try:
                 self._end(pending, handle_invalidations)
-            except ConflictError:
-                if not pending.foreign:
+            except ConflictError as error:
+                if type(error) is CommitRefused and not set(pending.new).isdisjoint(error.oids):
+                    self._oids.clear()  # the server takes them for another client's
+                elif not pending.foreign:
                     self._oids.take_back(pending.new)
                 raise
 

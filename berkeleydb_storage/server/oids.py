@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from pyroaring import BitMap64
 
-from berkeleydb_storage.errors import WireError
+from berkeleydb_storage.errors import CommitRefused
 from berkeleydb_storage.format import unpack_oids, unpack_uint64
 
 
@@ -28,11 +28,12 @@ class Oids:
         """Look whether a client may store an object under an oid.
 
         Raises:
-            WireError: it was handed to another one, who has not used it yet.
+            CommitRefused: it was handed to another one, who has not used it yet. That may be the same client before it
+                came back, where the end of its former connection was not noticed: it takes other oids and tries again.
         """
         number = unpack_uint64(oid)
         if number in self._all and number not in self._of.get(client, ()):
-            raise WireError(f"it stores object {number}, whose oid was handed to another client")
+            raise CommitRefused(f"object {number}: its oid was handed to another client. Nothing was stored", [oid])
 
     def used(self, client: object, oids: Iterable[bytes]) -> None:
         """Note that a client has stored objects."""

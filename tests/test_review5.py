@@ -1,0 +1,90 @@
+"""What a review of the server and its clients found: each of these failed before."""
+
+import os
+import socket
+import threading
+
+import pytest
+from conftest import check_directory
+from durus.connection import Connection
+from durus.error import ConflictError
+from durus.persistent_dict import PersistentDict
+
+from berkeleydb_storage import BerkeleyDBStorage
+from berkeleydb_storage.client import ClientStorage
+from berkeleydb_storage.errors import ServerUnreachable
+from berkeleydb_storage.server import Limits, Server
+
+
+@pytest.fixture
+def storage(directory):
+    with BerkeleyDBStorage(directory, durable=False) as storage:
+        yield storage
+    check_directory(directory)
+
+
+def test_a_commit_that_the_server_never_takes_is_given_up(storage):
+    with (
+        Server(storage, "127.0.0.1:0", limits=Limits(memory=1 << 16)) as server,
+        ClientStorage(server.address, timeout=0.5) as client,
+    ):
+        connection = Connection(client)
+        connection.get_root()["large"] = os.urandom(1 << 18)
+        with pytest.raises(ServerUnreachable):
+            connection.commit()
+        assert server.information()["server"]["violations"] < 20
+        connection.abort()
+        connection.get_root()["small"] = 1
+        connection.commit()
+
+
+class Forgetful:
+    """Makes connections through a forwarder that forgets the client's end, and keeps the server's: as a firewall."""
+
+    def __init__(self, server):
+        host, _, port = server.address.rpartition(":")
+        self._target = host, int(port)
+        self.ends = []
+        self.mine = None
+
+    def __call__(self, timeout):
+        """Connect."""
+        self.mine, inner = socket.socketpair()
+        outer = socket.create_connection(self._target)
+        self.ends += [inner, outer]
+        for source, target in ((inner, outer), (outer, inner)):
+            threading.Thread(target=_forward, args=(source, target), daemon=True).start()
+        self.mine.settimeout(timeout)
+        return self.mine
+
+    def close(self):
+        """Let go of everything."""
+        for end in self.ends:
+            end.close()
+
+
+def _forward(source, target):
+    try:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    except OSError:
+        pass
+
+
+def test_new_objects_while_the_server_believes_in_the_former_connection(storage):
+    with Server(storage, "127.0.0.1:0") as server:
+        dialer = Forgetful(server)
+        with ClientStorage(dialer=dialer, timeout=5) as client:
+            connection = Connection(client)
+            for name in range(3):
+                connection.get_root()[name] = PersistentDict()
+                connection.commit()
+            dialer.mine.shutdown(socket.SHUT_RDWR)
+            connection.get_root()["new"] = PersistentDict()
+            with pytest.raises(ConflictError, match="handed to another client"):
+                connection.commit()
+            connection.abort()
+            connection.get_root()["new"] = PersistentDict()
+            connection.commit()
+            assert len(server.service.connections) == 2
+        dialer.close()
