@@ -107,6 +107,12 @@ class Machine(RuleBasedStateMachine):
         assert len(entries) < 2 or sum(entry.weight for entry in entries) <= self.kept
 
 
+class Large(Machine):
+    """Transactions of three objects or more are remembered in another way."""
+
+    large = 3
+
+
 class Roomy(Machine):
     """Remembers each transaction."""
 
@@ -175,20 +181,20 @@ def test_one_large_transaction_is_kept(engine):
     assert set(history.since(before, "me")) == set(OBJECTS)
 
 
-def test_what_is_forgotten_may_not_be_on_the_disk_yet(engine, monkeypatch):
+def test_what_is_forgotten_may_not_be_on_the_disk_yet(open_storage):
+    engine = open_storage(garbage_collection=GarbageManual(), checkpoint=CheckpointNever()).engine
+    for _ in OBJECTS:
+        engine.new_oid()
     history = History(engine, kept=1)
-    monkeypatch.setattr(engine, "durable", True)
-    monkeypatch.setattr(engine, "flushed", engine.journal.tid)
-    commits = [OBJECTS[:1], OBJECTS[1:2], OBJECTS[2:3]]
-    monkeypatch.setattr(engine, "durable", False)
-    tids = [commit(engine, history, oids) for oids in commits]
-    monkeypatch.setattr(engine, "durable", True)
+    for oid in OBJECTS[:3]:
+        with engine.lock:
+            assert list(engine.applying({oid: (pack_record(oid, b"", b""), ())}, 8)) == []
     assert [history.is_doubtful(oid) for oid in OBJECTS[:3]] == [True, True, False]
-    history.trim(tids[-1])
+    history.trim(engine.journal.tid)
     assert history.is_doubtful(OBJECTS[0])
-    monkeypatch.setattr(engine, "flushed", tids[1])
+    engine.make_durable()
     assert not any(map(history.is_doubtful, OBJECTS))
-    history.trim(tids[-1])
+    history.trim(engine.journal.tid)
     assert not history._old
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from functools import partial
 from pathlib import Path
 
 import mutants
@@ -20,7 +21,7 @@ from workloads import Worker
 
 from berkeleydb_storage import BerkeleyDBStorage, GarbageThread, failpoints
 from berkeleydb_storage.client import ClientStorage
-from berkeleydb_storage.server import Server, desk, history
+from berkeleydb_storage.server import Server, desk
 
 
 class Slow:
@@ -52,7 +53,7 @@ def serve(directory, addresses, logs, run, sessions=0, slow=0.0, mutant=None, ke
     if fuse is not None:
         failpoints.hook = lambda name: name == fuse and os.kill(os.getpid(), signal.SIGKILL)
     if kept is not None:
-        history.History.__init__.__defaults__ = (kept,)
+        desk.History = partial(desk.History, kept=kept)
     if flusher:
         desk.QUICK = -1.0
     stop = until_told()
@@ -138,6 +139,7 @@ def run(job):
         code = 0
     except BaseException:
         traceback.print_exc()
+        print("failed", flush=True)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
