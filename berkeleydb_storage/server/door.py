@@ -53,6 +53,14 @@ def visitor_at(sock: socket.socket, address: Any) -> Visitor:
     return Visitor(host, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None)
 
 
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the system notice that a client's machine is gone, in two minutes where it can be told when."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
 class Door:
     """Counts who is there."""
 
@@ -176,7 +184,7 @@ class Listener:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a client whose machine is gone ends
+                _keep_alive(sock)
         except BaseException:
             self._door.leave(visitor)
             raise
