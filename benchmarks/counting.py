@@ -23,11 +23,10 @@ WITH, WITHOUT = "with counts", "without counts"
 
 
 def _store(change: Any, oid: bytes, record: bytes, _refs: tuple[bytes, ...]) -> None:
-    engine = change._engine
     change.stored.append(oid)
-    if engine.is_new(oid):
+    if change._transactions.is_new(oid):
         change.born.add(oid)
-    engine.objects.put(oid, record, change.transaction)
+    change._gate.objects.put(oid, record, change.transaction)
 
 
 @contextmanager

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from berkeleydb_storage.environment import LIBRARY_ERRORS, NO_SYNC, Transaction
 from berkeleydb_storage.errors import CommitInDoubt
-from berkeleydb_storage.format import references
-
-if TYPE_CHECKING:
-    from berkeleydb_storage.engine import Engine, Listener
+from berkeleydb_storage.format import State, references
+from berkeleydb_storage.listeners import Listener
+from berkeleydb_storage.transactions import Transactions
 
 
 class Change:
@@ -24,9 +22,10 @@ class Change:
     """
 
     __slots__ = (
-        "_engine",
+        "_gate",
         "_size",
         "_tid",
+        "_transactions",
         "born",
         "changes",
         "deleted",
@@ -43,9 +42,10 @@ class Change:
 
     transaction: Transaction
 
-    def __init__(self, engine: Engine, size: int) -> None:
+    def __init__(self, transactions: Transactions, size: int) -> None:
         """Prepare a transaction of about `size` bytes."""
-        self._engine = engine
+        self._transactions = transactions
+        self._gate = transactions.gate
         self._size = size
         self.changes: dict[bytes, int] = {}
         self.born: set[bytes] = set()
@@ -60,20 +60,20 @@ class Change:
 
     def __enter__(self) -> Change:
         """Begin it."""
-        self._tid = self._engine.journal.tid
-        self.transaction = self._engine.begin(self._size)
-        self.now = self._engine.tick()
+        transactions = self._transactions
+        self._tid = transactions.journal.tid
+        self.transaction = transactions.begin(self._size)
+        self.now = transactions.clock.tick()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Commit it if it changed objects or queues, or else just end it; undo it on an exception."""
-        engine = self._engine
         if error is None:
             try:
                 if self.stored or self.deleted or self.touched:
-                    engine.commit_change(self)
+                    self._commit()
                 else:
                     self.ended = True
                     self.transaction.commit(NO_SYNC)
@@ -81,13 +81,37 @@ class Change:
             except BaseException as failure:
                 error = failure
         if self._undo() and isinstance(error, Exception):
+            tid = self._transactions.journal.tid
             raise CommitInDoubt(
-                f"transaction {engine.journal.tid} of {engine.environment.path} was applied, but a crash may lose it"
+                f"transaction {tid} of {self._gate.path} was applied, but a crash may lose it"
             ) from error
         if isinstance(error, LIBRARY_ERRORS):
-            raise engine.failed(error) from error
+            raise self._gate.failed(error) from error
         if kind is None:
             raise error
+
+    def _commit(self) -> None:
+        """Write the journal row, end the transaction, and tell everyone."""
+        transactions = self._transactions
+        journal, counts = transactions.journal, transactions.counts
+        objects = journal.state.objects + len(self.born) - len(self.deleted)
+        state = State(self.now, objects, counts.garbage, counts.suspects)
+        journal.append(state, self.stored + self.deleted, self.transaction, self.mark)
+        self.ended = True
+        self.transaction.commit(transactions.flags)
+        journal.advance(state, self.mark)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Let everyone know of what was applied."""
+        transactions = self._transactions
+        if self.born:
+            transactions.highest = max(transactions.highest, max(self.born))
+        if self.dooms:
+            transactions.doomed.reload()
+        if transactions.watches.active:
+            transactions.watches.note(self.touches())
+        transactions.listeners.tell(self.origin, self.stored, self.deleted)
 
     def _undo(self) -> bool:
         """Undo what can be undone, and take the totals from the disk: they tell what a failed commit came to.
@@ -95,22 +119,21 @@ class Change:
         Returns:
             Whether the transaction was applied all the same; then everyone knows of it.
         """
-        engine = self._engine
         try:
             if not self.ended:
                 self.transaction.abort()
-            engine.reload()
+            self._transactions.reload()
         except LIBRARY_ERRORS as failure:
-            raise engine.failed(failure) from failure
-        applied = engine.journal.tid != self._tid
+            raise self._gate.failed(failure) from failure
+        applied = self._transactions.journal.tid != self._tid
         if applied:
-            engine.adopt_commit(self)
+            self._tell()
         return applied
 
     def store(self, oid: bytes, record: bytes, refs: tuple[bytes, ...]) -> None:
         """Write a record, and sum up how it changes the counts of others."""
-        engine, changes = self._engine, self.changes
-        old = None if engine.is_new(oid) else engine.objects.get(oid)
+        objects, changes = self._gate.objects, self.changes
+        old = None if oid > self._transactions.highest else objects.get(oid)
         self.stored.append(oid)
         if old is None:
             self.born.add(oid)
@@ -126,11 +149,11 @@ class Change:
             for ref in lost:
                 changes[ref] = changes.get(ref, 0) - 1
             self.lost |= lost
-        engine.objects.put(oid, record, self.transaction)
+        objects.put(oid, record, self.transaction)
 
     def create(self, oid: bytes, record: bytes) -> None:
         """Write the record of a new object; counts are the caller's business."""
-        self._engine.objects.put(oid, record, self.transaction)
+        self._gate.objects.put(oid, record, self.transaction)
         self.born.add(oid)
         self.stored.append(oid)
 
@@ -141,10 +164,10 @@ class Change:
             The objects that are referred to and do not exist, or that are stored or referred to and doomed. If there
             are any, undo the transaction.
         """
-        engine = self._engine
-        if engine.doomed.closed and (doomed := engine.doomed.among(self.touches())):
+        transactions = self._transactions
+        if transactions.doomed.closed and (doomed := transactions.doomed.among(self.touches())):
             return doomed
-        return engine.counts.settle(self.changes, self.born, self.lost, self.now, self.transaction)
+        return transactions.counts.settle(self.changes, self.born, self.lost, self.now, self.transaction)
 
     def touches(self) -> set[bytes]:
         """Return what it stored and deleted, and what gained or lost a reference by that."""
@@ -156,9 +179,9 @@ class Change:
 
     def delete(self, oid: bytes) -> bytes:
         """Delete an object without referrers and its count; return its record."""
-        engine = self._engine
-        record = engine.objects[oid]
-        engine.objects.delete(oid, txn=self.transaction)
-        engine.counts.forget(oid, self.transaction)
+        objects = self._gate.objects
+        record = objects[oid]
+        objects.delete(oid, txn=self.transaction)
+        self._transactions.counts.forget(oid, self.transaction)
         self.deleted.append(oid)
         return record

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from berkeleydb_storage import files
-from berkeleydb_storage.change import Change
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import (
     GARBAGE,
@@ -359,7 +358,7 @@ class _Check:
 
     def repair(self) -> None:
         """Write the mends, the totals and a new identity, in one transaction."""
-        with Change(self._engine, MEND_SIZE * self._mended) as change:
+        with self._engine.change(MEND_SIZE * self._mended) as change:
             for key, value in rows(self._mends):
                 table = self._tables[TABLES[key[0]]]
                 if value:

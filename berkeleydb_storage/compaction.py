@@ -317,7 +317,7 @@ class _Compaction:
 
     def _call(self, start: bytes | None, stop: bytes | None, how: int, pages: int) -> None:
         """Let the library compact about so many pages. The mutex is held."""
-        self._engine.need_room(pages * PAGE_SIZE // ROOM_SHARE)
+        self._engine.transactions.need_room(pages * PAGE_SIZE // ROOM_SHARE)
         failpoints.reached("compact.begun")
         before = self._environment.extent(self._name).pages
         freed = self._environment.compact(self._name, start, stop, how, FILL if how == MERGE else ANY_FILL)

@@ -159,7 +159,7 @@ def _states(engine: Engine) -> Counter[int]:
     states: Counter[int] = Counter()
     start: bytes | None = b""
     while start is not None:
-        with engine.lock, engine.explaining():
+        with engine.lock, engine.gate.explaining():
             engine.require_open()
             found = engine.counts.suspected(start, BATCH)
         states.update(suspect.state for _, suspect in found)

@@ -27,6 +27,7 @@ from berkeleydb_storage.format import (
     pack_uint64,
 )
 from berkeleydb_storage.identity import write_identity
+from berkeleydb_storage.oids import LAST_OID
 from berkeleydb_storage.tally import Tally, digest_of_all
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 BATCH = 2000
 BATCH_BYTES = 8 << 20
 """A transaction has at most so many records, and ends with the one that exceeds so many bytes."""
-LAST_OID = (1 << 64) - 2
-"""The highest that can be stored: there must be one to hand out after it."""
 
 Progress = Callable[[str, int], None]
 Records = Iterable[tuple[bytes, bytes]]
@@ -43,7 +42,7 @@ Records = Iterable[tuple[bytes, bytes]]
 
 def migrate(engine: Engine, records: Records, progress: Progress) -> int:
     """Store all records, count their references, compare what was stored with what came; see `BerkeleyDBStorage`."""
-    with engine.exclusively("a migration"):
+    with engine.transactions.exclusion.during("a migration"):
         _require_empty(engine)
         try:
             _begin(engine)
@@ -203,7 +202,7 @@ def undo_interrupted(engine: Engine) -> None:
         )
     started = time.monotonic()
     logger.warning("%s: a migration into it did not complete; it is emptied", engine.environment.path)
-    with engine.exclusively("undoing a migration"):
+    with engine.transactions.exclusion.during("undoing a migration"):
         _undo(engine)
     logger.warning("emptied in %.1f s; migrate again", time.monotonic() - started)
 

@@ -47,6 +47,8 @@ class Session(Storage):
             committed: called after each commit, with the number of records, by the committing thread.
         """
         self._engine = engine
+        self._gate = engine.gate
+        self._oids = engine.oids
         self._ordered = ordered
         self._committed = committed
         self._pending = _Pending()
@@ -83,19 +85,19 @@ class Session(Storage):
             ValueError: `oid` is not 8 bytes.
             DamagedError, StorageClosed: it cannot be read.
         """
-        engine = self._engine
+        gate = self._gate
         try:
-            with engine.lock:
+            with gate.lock:
                 if self._invalid and unpack_uint64(oid) in self._invalid:
                     raise ReadConflictError([oid])
-                return engine.objects[oid]
+                return gate.objects[oid]
         except KeyError:
             if len(oid) != OID_LENGTH:
                 raise ValueError(f"an oid has {OID_LENGTH} bytes, not {len(oid)}: {oid[:16]!r}") from None
             raise missing(oid) from None
         except LIBRARY_ERRORS as error:
-            with engine.lock:
-                raise engine.failed(error) from error
+            with gate.lock:
+                raise gate.failed(error) from error
 
     def begin(self) -> None:
         """Begin a commit of this thread; what it had stored and not ended is dropped."""
@@ -115,7 +117,7 @@ class Session(Storage):
         pending, record = self._pending, bytes(record)
         try:
             refs = references(oid, record)
-            if not self._engine.was_handed_out(oid):
+            if not self._oids.was_handed_out(oid):
                 raise ValueError(f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid")
         except ValueError:
             pending.clear()
@@ -202,7 +204,7 @@ class Session(Storage):
         Raises:
             DiskFullError, DamagedError, StorageClosed, CommitInDoubt: none can be reserved.
         """
-        return self._engine.new_oid()
+        return self._oids.new()
 
     def get_size(self) -> int:
         """Return the number of objects, garbage included, in constant time."""
@@ -229,16 +231,16 @@ class Session(Storage):
     def _in_order(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
         """Go up to the highest oid there is at first, so that it ends while others add objects."""
         start, last = b"", self._engine.highest
-        while rows := self._engine.rows(start, batch_size):
+        while rows := self._engine.reader.rows(start, batch_size):
             start = rows[-1][0] + b"\0"
             if start > last:
-                yield from self._engine.living([row for row in rows if row[0] <= last])
+                yield from self._engine.reader.living([row for row in rows if row[0] <= last])
                 return
-            yield from self._engine.living(rows)
+            yield from self._engine.reader.living(rows)
 
     def _unordered(self, batch_size: int) -> Iterator[tuple[bytes, bytes]]:
         """Take all oids at once, so that none is missed or met twice while the table is written to."""
-        for number in self._engine.numbers():
+        for number in self._engine.reader.numbers():
             oid = pack_uint64(number)
             record = self._engine.get(oid)
             if record is not None:

@@ -12,7 +12,7 @@ import crash_child
 SETTINGS = {
     "environment.LOG_FILE_SIZE": 1 << 18,
     "environment.LOG_BUFFER": 1 << 15,
-    "engine.OID_BLOCK": 4,
+    "oids.OID_BLOCK": 4,
     "migration.BATCH": 200,
 }
 """What is made small in the children, so that every crash point is reached soon."""

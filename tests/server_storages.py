@@ -9,7 +9,7 @@ from berkeleydb_storage import (
     GarbageInline,
     GarbageManual,
     GarbageThread,
-    engine,
+    oids,
 )
 from berkeleydb_storage.room import Room
 
@@ -39,9 +39,9 @@ class ShortOfRoom(BerkeleyDBStorage):
     """One whose disk is full for as long as there is a file ``.full`` in its directory. Reserves oids one by one."""
 
     def __init__(self, path, **options):
-        engine.OID_BLOCK = 1
+        oids.OID_BLOCK = 1
         super().__init__(path, **options)
-        self._engine._room = _Room(self._engine.environment.path)
+        self._engine.transactions.room = _Room(self._engine.environment.path)
 
 
 class Prompt(BerkeleyDBStorage):

@@ -455,7 +455,7 @@ def test_read_only_closed_and_busy(filled, open_storage, directory, target):
             filled.backup(target)
         yield from ()
 
-    with filled._engine.exclusively("a migration"), pytest.raises(CommitRefused, match="a migration"):
+    with filled._engine.transactions.exclusion.during("a migration"), pytest.raises(CommitRefused, match="a migration"):
         filled.backup(target)
     filled.close()
     with pytest.raises(StorageClosed):

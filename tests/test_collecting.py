@@ -67,6 +67,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
+    monkeypatch.setattr("berkeleydb_storage.clock.time", clock)
     monkeypatch.setattr("berkeleydb_storage.engine.time", clock)
     monkeypatch.setattr("berkeleydb_storage.garbage.collector.time", clock)
     return clock

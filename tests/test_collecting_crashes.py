@@ -33,7 +33,7 @@ RELINKED = 4
 def small_files(monkeypatch):
     monkeypatch.setattr(environment, "LOG_FILE_SIZE", 1 << 18)
     monkeypatch.setattr(environment, "LOG_BUFFER", 1 << 15)
-    monkeypatch.setattr("berkeleydb_storage.engine.OID_BLOCK", 64)
+    monkeypatch.setattr("berkeleydb_storage.oids.OID_BLOCK", 64)
 
 
 class Crashes:

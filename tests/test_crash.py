@@ -107,7 +107,7 @@ def test_killed_in_a_commit_that_is_larger_than_the_cache(tmp_path, children, na
     case = Case(tmp_path / "storage", children, "async")
     assert children.run("work", case.path, options=case.options, how="inline", commits=20) == 0
     case.take_reports()
-    case.kill_at(name, 1, "commit_many", objects=MANY, settings=SETTINGS | {"engine.OID_BLOCK": 4096})
+    case.kill_at(name, 1, "commit_many", objects=MANY, settings=SETTINGS | {"oids.OID_BLOCK": 4096})
     assert sum(path.stat().st_size for path in case.path.glob("log.*")) > 2 * case.options["cachesize"]
     case.survives()
     with BerkeleyDBStorage(case.path, **case.options) as storage:

@@ -50,7 +50,7 @@ MODES = {
 def small_logs(monkeypatch):
     monkeypatch.setattr(environment, "LOG_FILE_SIZE", 1 << 18)
     monkeypatch.setattr(environment, "LOG_BUFFER", 1 << 15)
-    monkeypatch.setattr("berkeleydb_storage.engine.OID_BLOCK", 16)
+    monkeypatch.setattr("berkeleydb_storage.oids.OID_BLOCK", 16)
 
 
 class Disk:

@@ -23,7 +23,6 @@ from graphs import (
 )
 
 from berkeleydb_storage import CommitRefused, StorageClosed, failpoints
-from berkeleydb_storage.engine import OID_BLOCK
 from berkeleydb_storage.environment import META, TABLES
 from berkeleydb_storage.format import (
     FORMAT_VERSION,
@@ -34,6 +33,7 @@ from berkeleydb_storage.format import (
     ROOT_OID,
     pack_uint64,
 )
+from berkeleydb_storage.oids import OID_BLOCK
 
 MINUTE = 60_000_000
 """In microseconds."""
@@ -237,11 +237,11 @@ def test_listeners_do_not_hear_what_was_refused(engine, storage):
 def test_listeners_that_are_gone_are_forgotten(engine):
     ear = Ear()
     engine.listen(ear)
-    known = len(engine._listeners)
+    known = len(engine.transactions.listeners)
     del ear
     gc.collect()
     engine.listen(Ear())
-    assert len(engine._listeners) == known
+    assert len(engine.transactions.listeners) == known
     engine.commit(pending(record(0)), 12)
 
 
@@ -270,7 +270,7 @@ def test_one_thread_may_have_it_for_itself(engine, storage):
             refused.append(str(error))
 
     other = threading.Thread(target=try_it)
-    with engine.exclusively("the census"):
+    with engine.transactions.exclusion.during("the census"):
         with engine.lock, engine.change():
             pass
         try_it()
@@ -284,10 +284,10 @@ def test_one_thread_may_have_it_for_itself(engine, storage):
 def test_records_are_found_in_the_order_of_their_oids(engine, storage):
     hand_out(storage, 300)
     commit(storage, record(0, *range(1, 300, 2)), *(record(key) for key in range(1, 300, 2)))
-    assert [key for key, _ in engine.rows(b"", 3)] == oids(0, 1, 3)
-    assert [key for key, _ in engine.rows(oid(4), 2)] == oids(5, 7)
-    assert engine.rows(oid(300), 2) == []
-    assert list(engine.numbers()) == [0, *range(1, 300, 2)]
+    assert [key for key, _ in engine.reader.rows(b"", 3)] == oids(0, 1, 3)
+    assert [key for key, _ in engine.reader.rows(oid(4), 2)] == oids(5, 7)
+    assert engine.reader.rows(oid(300), 2) == []
+    assert list(engine.reader.numbers()) == [0, *range(1, 300, 2)]
     assert engine.get(oid(1)) == record(1)
     assert engine.get(oid(2)) is None
     assert engine.highest >= oid(299)
@@ -311,9 +311,9 @@ def test_nothing_works_after_closing():
         lambda: commit(storage, record(0)),
         lambda: storage.load(oid(0)),
         engine.make_durable,
-        lambda: engine.rows(b"", 1),
+        lambda: engine.reader.rows(b"", 1),
         lambda: engine.get(oid(0)),
-        engine.numbers,
+        engine.reader.numbers,
         lambda: engine.change().__enter__(),
         lambda: [engine.new_oid() for _ in range(OID_BLOCK + 1)],
     ]
@@ -326,8 +326,8 @@ def test_is_new_is_never_wrong_about_what_exists(engine, storage):
     hand_out(storage, 10)
     commit(storage, record(0), record(5))
     for key in (0, 5):
-        assert not engine.is_new(oid(key))
-    assert engine.is_new(oid(9))
+        assert not engine.transactions.is_new(oid(key))
+    assert engine.transactions.is_new(oid(9))
 
 
 def test_unchanged_records_change_nothing_but_the_journal(engine, storage):

@@ -110,7 +110,7 @@ def test_the_log_of_a_commit(tmp_path, failing, number):
 
 
 def test_the_log_of_a_reservation_of_oids(tmp_path, failing, monkeypatch):
-    monkeypatch.setattr("berkeleydb_storage.engine.OID_BLOCK", 4)
+    monkeypatch.setattr("berkeleydb_storage.oids.OID_BLOCK", 4)
     case = Case(tmp_path, failing)
     failing.part = "/log."
     with pytest.raises(DamagedError, match="did not take what was written"):

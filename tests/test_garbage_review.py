@@ -9,7 +9,7 @@ from threading import Event, Thread
 import pytest
 from graphs import EVER, assert_books, commit, hand_out, quiet, record, scratch_storage
 
-from berkeleydb_storage import GarbageThread, engine, failpoints
+from berkeleydb_storage import GarbageThread, clock, engine, failpoints
 from berkeleydb_storage.garbage import cycles
 from berkeleydb_storage.garbage.cycles import Search
 from berkeleydb_storage.garbage.deletion import STEP_BYTES, Deletion
@@ -92,6 +92,7 @@ class Clocks:
 def test_a_clock_that_was_set_back_keeps_no_garbage(tmp_path, monkeypatch):
     clocks = Clocks(ahead=DAY)
     monkeypatch.setattr(engine, "time", clocks)
+    monkeypatch.setattr(clock, "time", clocks)
     with quiet(tmp_path) as storage:
         hand_out(storage, 10)
         commit(storage, record(0, 1), record(1))
@@ -112,6 +113,7 @@ def test_a_clock_that_was_set_back_keeps_no_garbage(tmp_path, monkeypatch):
 def test_time_goes_on_while_the_clock_is_behind_the_last_transaction(monkeypatch):
     clocks = Clocks()
     monkeypatch.setattr(engine, "time", clocks)
+    monkeypatch.setattr(clock, "time", clocks)
     with scratch_storage(10) as storage:
         commit(storage, record(0))
         clocks.ahead, first = -DAY, storage._engine.time()

@@ -46,7 +46,7 @@ client.committing client.loading
 client.storage
 client.pool
 client
-server.limits server.loops server.interest server.metrics server.history server.oids
+server.limits server.loops server.interest server.metrics server.history server.oids server.creation
 server.chores server.desk server.door server.prometheus
 server.connection
 server.durus server.extended

@@ -56,7 +56,7 @@ CONFIGURATIONS = {
 def small_logs(monkeypatch):
     monkeypatch.setattr(environment, "LOG_FILE_SIZE", LOG_FILE_SIZE)
     monkeypatch.setattr(environment, "LOG_BUFFER", 1 << 15)
-    monkeypatch.setattr("berkeleydb_storage.engine.OID_BLOCK", 16)
+    monkeypatch.setattr("berkeleydb_storage.oids.OID_BLOCK", 16)
 
 
 @pytest.fixture

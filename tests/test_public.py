@@ -17,7 +17,7 @@ ERRORS = [value for value in CLASSES if issubclass(value, Exception)]
 
 RAISED_BY = {
     "missing": "DurusKeyError",
-    "engine.failed": "DamagedError",
+    "gate.failed": "DamagedError",
     "self._engine.failed": "DamagedError",
 }
 """What functions that make an error return."""

@@ -190,7 +190,8 @@ def test_a_commit_interrupted_while_others_are_told(storage):
     late = storage.session()
     with pytest.raises(KeyboardInterrupt):
         commit(storage, record(0, 1), record(1))
-    storage._engine._listeners = [known for known in storage._engine._listeners if known() is not interrupted]
+    listeners = storage._engine.transactions.listeners
+    listeners._known = [known for known in listeners._known if known() is not interrupted]
     assert not storage._engine.lock.locked()
     commit(storage, record(0, 1, 2), record(1, 2), record(2))
     assert storage.get_size() == 3

@@ -198,7 +198,7 @@ class Deletion:
     def _delete(self, oid: bytes, record: bytes, change: Change) -> None:
         """Delete an object, if it exists, and account for it."""
         if len(record) > STEP_BYTES:
-            self._engine.need_room(len(record) // AMPLIFICATION)  # the log gets as much
+            self._engine.transactions.need_room(len(record) // AMPLIFICATION)  # the log gets as much
         if record:
             change.delete(oid)
         self._size += len(record)
@@ -250,7 +250,7 @@ class Deletion:
         self._wanted = max(0, len(parts) - len(self._spare))
         if self._wanted:
             return False
-        self._engine.need_room(16 * len(children))
+        self._engine.transactions.need_room(16 * len(children))
         for part in parts:
             substitute = self._spare.pop()
             change.create(substitute, pack_record(substitute, NOTHING, b"".join(part)))

@@ -49,7 +49,7 @@ class Mark:
         self._ordered = ordered
         with engine.lock:
             engine.require_open()
-            self.watch = engine.watch()
+            self.watch = engine.transactions.watches.begin()
             self._limit = engine.next_oid
             self.rooted = engine.objects.exists(ROOT_OID)
         self.marked = BitMap64([ROOT])
@@ -63,7 +63,7 @@ class Mark:
     def close(self) -> None:
         """End the watch."""
         with self._engine.lock:
-            self._engine.unwatch(self.watch)
+            self._engine.transactions.watches.end(self.watch)
 
     @property
     def spoiled(self) -> bool:
@@ -77,7 +77,7 @@ class Mark:
             DamagedError: a record is malformed: what it keeps alive is not known.
         """
         engine = self._engine
-        with engine.lock, engine.explaining():
+        with engine.lock, engine.gate.explaining():
             engine.require_open()
             batch = self._read(self._next(limit))
         self._absorb(batch)
@@ -133,7 +133,7 @@ class Mark:
 
         Call it when `trace` has ended; what is marked after that is not garbage all the same.
         """
-        with self._engine.lock, self._engine.explaining():
+        with self._engine.lock, self._engine.gate.explaining():
             self._engine.require_open()
             looked = 0
             with closing(self._unmarked()) as candidates:

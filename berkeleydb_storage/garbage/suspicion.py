@@ -113,7 +113,7 @@ class Suspicion:
             if search is None:
                 return passed, 0
             before, self._until = search.reads, until
-            with self._engine.explaining():
+            with self._engine.gate.explaining():
                 search.run(self._read, self._count, limit)
         except BaseException:
             self._end()
@@ -158,7 +158,7 @@ class Suspicion:
             elif suspect.since <= until:
                 self._earliest = 0
                 self._suspect = suspect
-                self._watch = self._engine.watch()  # before there is a search that needs it
+                self._watch = self._engine.transactions.watches.begin()  # before there is a search that needs it
                 self._young, self._latest, self._old = BitMap64(), 0, 0
                 self._search = Search(number, _budget(suspect.spent), self._engine.size - self._vain)
                 return passed // ROWS_A_READ
@@ -219,7 +219,7 @@ class Suspicion:
     def _end(self) -> None:
         if self._search is not None:
             self._ended, self._search = self._search, None
-        self._engine.unwatch(self._watch)
+        self._engine.transactions.watches.end(self._watch)
 
     def _read(self, number: int) -> tuple[int, ...] | None:
         """Return what an object refers to; None where it is gone, malformed or large."""
