@@ -14,6 +14,7 @@ from berkeleydb_storage import BerkeleyDBStorage
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.errors import ServerUnreachable
 from berkeleydb_storage.server import Limits, Server
+from berkeleydb_storage.testing.records import ROOT
 
 
 @pytest.fixture
@@ -88,3 +89,40 @@ def test_new_objects_while_the_server_believes_in_the_former_connection(storage)
             connection.commit()
             assert len(server.service.connections) == 2
         dialer.close()
+
+
+def test_rows_are_shown_when_they_are_on_the_disk(directory, monkeypatch):
+    """Also those that others changed since the client was told of anything."""
+    reached, go_on, rows = threading.Event(), threading.Event(), []
+    with (
+        BerkeleyDBStorage(directory) as storage,
+        Server(storage, "127.0.0.1:0") as server,
+        ClientStorage(server.address) as writer,
+        ClientStorage(server.address) as reader,
+    ):
+        connection = Connection(writer)
+        Connection(reader)
+        monkeypatch.setattr(server.service.desk, "_usual", 1.0)  # flushes are slow: a thread does them
+        flush = storage.engine.environment.flush
+
+        def slowly():
+            reached.set()
+            go_on.wait()
+            flush()
+
+        monkeypatch.setattr(storage.engine.environment, "flush", slowly)
+        connection.get_root()["new"] = 1
+        committing = threading.Thread(target=connection.commit)
+        listing = threading.Thread(target=lambda: rows.extend(reader.gen_oid_record()))
+        try:
+            committing.start()
+            reached.wait()
+            listing.start()
+            listing.join(0.2)
+            assert not rows
+        finally:
+            go_on.set()
+            committing.join()
+            listing.join()
+        assert rows == [(ROOT, storage.session().load(ROOT))]
+    check_directory(directory)
