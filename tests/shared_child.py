@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 
 from concurrency import PATIENCE
 from durus.connection import Connection
-from durus.error import ConflictError
+from durus.error import ConflictError, ReadConflictError
 from durus.persistent import Persistent
 
 from berkeleydb_storage import SharedStorage, environment, failpoints
@@ -49,6 +49,15 @@ class Fuse:
             self._left -= 1
             if not self._left:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+def connect(storage):
+    """Make a connection, also while others change the root: then Durus' may meet a change between its sync and load."""
+    while True:
+        try:
+            return Connection(storage)
+        except ReadConflictError:
+            storage.sync()
 
 
 def set_up(path, **options):
@@ -144,7 +153,7 @@ class Jobs:
 
     def add(self, key, size=1):
         """Commit some bytes; a conflict is not tried again."""
-        connection = Connection(self.storages[0])
+        connection = connect(self.storages[0])
         connection.get_root()[key] = os.urandom(size)
         connection.commit()
 

@@ -16,7 +16,7 @@ from conftest import check_directory
 from durus.connection import Connection
 from durus.error import ConflictError
 from served import PYTHONPATH
-from shared_child import Child, Crew
+from shared_child import Child, Crew, connect
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -56,7 +56,7 @@ def crew(directory):
 
 def add(storage, key):
     """Commit a number, whoever else does."""
-    connection = Connection(storage)
+    connection = connect(storage)
     while True:
         try:
             connection.get_root()[key] = 1
@@ -68,7 +68,7 @@ def add(storage, key):
 
 def keys(storage):
     storage.sync()
-    return set(Connection(storage).get_root().keys())
+    return set(connect(storage).get_root().keys())
 
 
 # --- opening

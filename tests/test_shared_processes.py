@@ -12,6 +12,7 @@ from concurrency import PATIENCE
 from conftest import check_directory
 from durus.connection import Connection
 from served import PYTHONPATH
+from shared_child import connect
 
 from berkeleydb_storage import BerkeleyDBStorage, SharedStorage
 
@@ -31,7 +32,7 @@ class Script:
 import json, os, signal, sys, threading, time
 import warnings
 from durus.connection import Connection
-from durus.error import ConflictError
+from durus.error import ConflictError, ReadConflictError
 from berkeleydb_storage import BerkeleyDBStorage, SharedStorage
 
 path = sys.argv[1]
@@ -39,8 +40,15 @@ path = sys.argv[1]
 def say(*words):
     os.write(1, (json.dumps(words) + "\\n").encode())
 
+def connect(storage):
+    while True:
+        try:
+            return Connection(storage)
+        except ReadConflictError:  # others changed the root between Durus' sync and its load
+            storage.sync()
+
 def add(storage, key):
-    connection = Connection(storage)
+    connection = connect(storage)
     while True:
         try:
             connection.get_root()[key] = 1
@@ -171,7 +179,7 @@ def test_the_parent_is_killed_and_a_child_takes_over(directory, run):
 
 def keys_of(storage):
     storage.sync()
-    return set(Connection(storage).get_root().keys())
+    return set(connect(storage).get_root().keys())
 
 
 def test_children_forked_from_an_owner_with_clients(directory, run):
