@@ -52,7 +52,8 @@ from berkeleydb_storage.garbage.policy import (
 )
 from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.session import Session
-from berkeleydb_storage.storage import BerkeleyDBStorage, Statistics
+from berkeleydb_storage.statistics import Statistics
+from berkeleydb_storage.storage import BerkeleyDBStorage
 from berkeleydb_storage.version import __version__
 
 if TYPE_CHECKING:

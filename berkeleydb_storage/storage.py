@@ -1,83 +1,33 @@
 """`BerkeleyDBStorage`: a Durus storage in a directory, composed of the engine, its policies and its files.
 
-Owns the background threads and the order in which everything is opened and closed. Every method may be called from
+Owns the order in which everything is opened; `Running` has what runs behind it then. Every method may be called from
 any thread.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass
-from typing import TypeGuard
+from contextlib import closing
 
-from berkeleydb_storage import check, compaction, failpoints, migration
-from berkeleydb_storage.backup import Backup, Backups, Every
-from berkeleydb_storage.checkpoint import Checkpointer, CheckpointThread, checkpoint_interface
+from berkeleydb_storage import check, compaction, migration
+from berkeleydb_storage.backup import Backup, Every
+from berkeleydb_storage.checkpoint import CheckpointThread, checkpoint_interface
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS, explain
-from berkeleydb_storage.errors import (
-    BerkeleyDBStorageError,
-    DiskFullError,
-    OptionError,
-    ReadOnlyError,
-)
-from berkeleydb_storage.garbage.collector import Collected, Collector
+from berkeleydb_storage.errors import BerkeleyDBStorageError, ReadOnlyError
 from berkeleydb_storage.garbage.policy import GarbageThread, garbage_collection_interface
 from berkeleydb_storage.garbage.requests import Packing
-from berkeleydb_storage.maintenance import Worker, in_worker
-from berkeleydb_storage.opening import Opened, abandon_storage, close_storage, open_storage
+from berkeleydb_storage.opening import abandon_storage, open_storage
 from berkeleydb_storage.options import DEFAULT_CACHE, Options
+from berkeleydb_storage.policies import verify_policies
+from berkeleydb_storage.running import Running
 from berkeleydb_storage.session import Session
+from berkeleydb_storage.statistics import Statistics, take_statistics
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """A snapshot of what a storage holds and did since it was opened."""
-
-    objects: int
-    """Objects stored, garbage included."""
-    garbage: int
-    """Objects without referrers that wait to be deleted."""
-    doomed: int
-    """Objects that are being deleted together; for everybody else they are gone."""
-    suspects: int
-    """Objects that lost a referrer, but not all, since the last full pack; most of them are known to live."""
-    unsettled: int
-    """Suspects of which only a full pack can tell whether they are garbage, as far as they were looked at since the
-    storage was opened."""
-    packing: Packing | None
-    """How far the full pack under way is, None where there is none."""
-    last_search: float | None
-    """When a cycle was last looked for, in seconds since the epoch; None: never."""
-    last_pack: float | None
-    """When a full pack was last complete, in seconds since the epoch; where there was none, when the storage was
-    created or upgraded. None: not known, because an older format is read that does not say so."""
-    transactions: int
-    """Transactions ever, those of the collector included."""
-    collected: Collected
-    """What the collector deleted since the storage was opened."""
-    checkpoints: int
-    """Checkpoints since the storage was opened."""
-    log_since_checkpoint: int
-    """Bytes of log that a recovery would have to read."""
-    cache_hits: int
-    """Pages found in the cache since the storage was opened."""
-    cache_misses: int
-    """Pages that had to be read."""
-    cache_bytes: int
-    """Size of the cache."""
-    type: str
-    """Access method of the objects."""
-    recovered: bool
-    """Whether the last owner had not closed the storage."""
 
 
 class BerkeleyDBStorage(Session):
@@ -161,7 +111,7 @@ class BerkeleyDBStorage(Session):
         opened = open_storage(path, options)
         try:
             engine = Engine(opened.environment, durable=options.durable, async_log_write=options.async_log_write)
-            self._running = running = _Running(opened, engine, checkpoint, garbage_collection, backup)
+            self._running = running = Running(opened, engine, checkpoint, garbage_collection, backup)
             super().__init__(engine, ordered=opened.type == "btree", committed=running.committed)
             migration.undo_interrupted(engine)
             engine.begin_oids()
@@ -319,33 +269,7 @@ class BerkeleyDBStorage(Session):
 
     def statistics(self) -> Statistics:
         """Return a snapshot of what the storage holds and did."""
-        running, engine = self._running, self._engine
-        checkpointer = running.checkpointer
-        with engine.lock:
-            engine.require_open()
-            state = engine.journal.state
-            doomed, unsettled = engine.doomed.left, len(engine.counts.unsettled)
-            cache = engine.environment.cache_statistics()
-            unchecked = checkpointer.numbers().log_bytes if checkpointer else 0
-        return Statistics(
-            objects=state.objects,
-            garbage=state.garbage,
-            doomed=doomed,
-            suspects=state.suspects,
-            unsettled=unsettled,
-            packing=running.collector.packing,
-            last_search=running.collector.searched(),
-            last_pack=running.collector.packed or None,
-            transactions=engine.journal.tid,
-            collected=running.collector.collected,
-            checkpoints=checkpointer.completed if checkpointer else 0,
-            log_since_checkpoint=unchecked,
-            cache_hits=cache["cache_hit"],
-            cache_misses=cache["cache_miss"],
-            cache_bytes=(cache["gbytes"] << 30) + cache["bytes"],
-            type=running.opened.type,
-            recovered=running.opened.recovered,
-        )
+        return take_statistics(self._running)
 
     def check(self, *, repair: bool = False, progress: Callable[[str, int], None] | None = None) -> check.Report:
         """Verify everything: records, references, counts, queues, totals, journal. Others wait until it is done.
@@ -378,141 +302,6 @@ class BerkeleyDBStorage(Session):
     def __exit__(self, *exception: object) -> None:
         """Close it."""
         self.close()
-
-
-class _Running:
-    """What runs behind a storage: the policies with their threads. It does not refer to the storage itself."""
-
-    def __init__(
-        self,
-        opened: Opened,
-        engine: Engine,
-        checkpoint: checkpoint_interface,
-        garbage_collection: garbage_collection_interface,
-        backup: Every | None,
-    ) -> None:
-        self.opened = opened
-        self.engine = engine
-        self.checkpointer: Checkpointer | None = None
-        self.backups: Backups | None = None
-        if opened.environment.writable:
-            self.checkpointer = Checkpointer(opened.environment, opened.directory, checkpoint)
-            self.backups = Backups(engine, self.checkpointer, opened.directory, backup)
-        self.collector = Collector(
-            engine,
-            garbage_collection,
-            ordered=opened.type == "btree",
-            checkpoint=self.checkpointer.checkpoint if self.checkpointer else None,
-        )
-        self._workers: list[Worker] = []
-        self._inline: list[Callable[[int], object]] = []
-        self._pid = os.getpid()
-        checkpointer = self.checkpointer
-        if checkpointer is None:
-            return
-        if garbage_collection.interval is None:
-            self._inline.append(self.collector.turn)
-        else:
-            self._workers.append(Worker("garbage", garbage_collection.interval, self.collector.background_turn))
-        if checkpoint.interval is None:
-            self._inline.append(lambda _: checkpointer.turn())
-        else:
-            self._workers.append(Worker("checkpoint", checkpoint.interval, checkpointer.turn))
-        if self.backups is not None and backup is not None:
-            self._workers.append(Worker("backup", self.backups.interval, self.backups.turn))
-
-    def start(self) -> None:
-        for worker in self._workers:
-            worker.start()
-
-    def committed(self, records: int) -> None:
-        """Do what the inline policies say after a commit. It is acknowledged: nothing here may make it fail."""
-        for work in self._inline:
-            try:
-                work(records)
-            except DiskFullError as error:
-                logger.warning("after a commit: %s", error)
-            except Exception:
-                logger.exception("after a commit, in what a policy asked for")
-
-    def close(self) -> None:
-        """Close everything; called once. In a forked child: only let go of the lock, which the parent keeps."""
-        if os.getpid() != self._pid:
-            self.opened.directory.let_go()
-        elif in_worker():  # as garbage, in the middle of a step, with mutexes held that closing must wait for
-            threading.Thread(target=self._close, name="berkeleydb_storage close").start()
-        else:
-            self._close()
-
-    def _close(self) -> None:
-        try:
-            self._stop()
-        except BaseException as error:
-            path, level = self.opened.directory.path, logging.WARNING if self.engine.durable else logging.ERROR
-            lost = "" if self.engine.durable else "; with durable=False, commits that are not in the files yet are lost"
-            logger.log(level, "%s is left to be recovered at the next open: %r%s", path, error, lost)
-            self._abandon()
-            if not isinstance(error, BerkeleyDBStorageError):
-                raise
-        else:
-            close_storage(self.opened)
-
-    def _stop(self) -> None:
-        self.engine.closing = True
-        if self.backups is not None:
-            self.backups.stop()
-        for worker in self._workers:
-            worker.stop()
-        self.engine.stop()
-        self.collector.close()
-        if self.checkpointer is not None:
-            self.checkpointer.stop()
-            failpoints.reached("close.checkpointed")
-
-    def _abandon(self) -> None:
-        """Free everything as soon as no thread is in the library any more."""
-        if self.backups is not None:
-            self.backups.stop()
-        for worker in self._workers:
-            worker.stop()
-        with suppress(BerkeleyDBStorageError):
-            self.engine.stop()
-        if self.checkpointer is not None:
-            self.checkpointer.halt()
-        abandon_storage(self.opened)
-
-
-def verify_policies(
-    checkpoint: checkpoint_interface | None,
-    garbage_collection: garbage_collection_interface | None,
-    backup: Every | None,
-) -> None:
-    """Refuse what are no policies.
-
-    Raises:
-        OptionError: one of them.
-    """
-    if checkpoint is not None:
-        _require(checkpoint, "checkpoint", "due", "interval")
-    if garbage_collection is not None:
-        _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
-    if not (backup is None or isinstance(backup, Every)):
-        raise OptionError(f"backup is Every(seconds, to, keep), or None, not {backup!r}")
-
-
-def _require(policy: object, option: str, *members: str) -> None:
-    for member in members:
-        if not hasattr(policy, member):
-            raise OptionError(f"{option} is a policy with {', '.join(members)}; {policy!r} has no {member}")
-    interval, grace = getattr(policy, "interval"), getattr(policy, "grace", 0)  # noqa: B009 - it is any object
-    if interval is not None and not (_is_seconds(interval) and interval > 0):
-        raise OptionError(f"the interval of {option} is a positive number of seconds, or None, not {interval!r}")
-    if not (_is_seconds(grace) and grace >= 0):
-        raise OptionError(f"the grace of {option} is a number of seconds, and not negative; it is {grace!r}")
-
-
-def _is_seconds(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _stopped(error: BerkeleyDBStorageError) -> str:

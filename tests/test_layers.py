@@ -30,6 +30,8 @@ garbage.suspicion garbage.packing compaction
 garbage.requests
 backup.copying
 garbage.collector garbage migration check opening session backup
+running policies
+statistics
 storage export reachability
 inspection sources
 transport.unix transport.tls transport.systemd auth.rights auth.networks auth.hashing

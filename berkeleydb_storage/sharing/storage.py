@@ -13,9 +13,10 @@ from berkeleydb_storage.client.storage import DEFAULT_TIMEOUT, ClientStorage
 from berkeleydb_storage.directory import CREATING, Directory
 from berkeleydb_storage.errors import OptionError
 from berkeleydb_storage.options import Options
+from berkeleydb_storage.policies import verify_policies
 from berkeleydb_storage.sharing.opener import SharedOpener, real_path
 from berkeleydb_storage.sharing.place import place
-from berkeleydb_storage.storage import BerkeleyDBStorage, verify_policies
+from berkeleydb_storage.storage import BerkeleyDBStorage
 
 
 class SharedStorage(ClientStorage):

@@ -1,0 +1,47 @@
+"""Whether what an application gives as policies are some.
+
+Owns nothing; any thread may call it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+from berkeleydb_storage.backup import Every
+from berkeleydb_storage.checkpoint import checkpoint_interface
+from berkeleydb_storage.errors import OptionError
+from berkeleydb_storage.garbage.policy import garbage_collection_interface
+
+
+def verify_policies(
+    checkpoint: checkpoint_interface | None,
+    garbage_collection: garbage_collection_interface | None,
+    backup: Every | None,
+) -> None:
+    """Refuse what are no policies.
+
+    Raises:
+        OptionError: one of them.
+    """
+    if checkpoint is not None:
+        _require(checkpoint, "checkpoint", "due", "interval")
+    if garbage_collection is not None:
+        _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
+    if not (backup is None or isinstance(backup, Every)):
+        raise OptionError(f"backup is Every(seconds, to, keep), or None, not {backup!r}")
+
+
+def _require(policy: object, option: str, *members: str) -> None:
+    for member in members:
+        if not hasattr(policy, member):
+            raise OptionError(f"{option} is a policy with {', '.join(members)}; {policy!r} has no {member}")
+    interval, grace = getattr(policy, "interval"), getattr(policy, "grace", 0)  # noqa: B009 - it is any object
+    if interval is not None and not (_is_seconds(interval) and interval > 0):
+        raise OptionError(f"the interval of {option} is a positive number of seconds, or None, not {interval!r}")
+    if not (_is_seconds(grace) and grace >= 0):
+        raise OptionError(f"the grace of {option} is a number of seconds, and not negative; it is {grace!r}")
+
+
+def _is_seconds(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
