@@ -5,7 +5,8 @@ The caller holds the engine's mutex from the beginning to the end. Killed before
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
+from itertools import islice
 from types import TracebackType
 
 from berkeleydb_storage.environment import LIBRARY_ERRORS, NO_SYNC, Transaction
@@ -13,6 +14,9 @@ from berkeleydb_storage.errors import CommitInDoubt
 from berkeleydb_storage.format import State, references
 from berkeleydb_storage.listeners import Listener
 from berkeleydb_storage.transactions import Transactions
+
+SETTLED_AT_ONCE = 1024
+"""Counts that are changed at a time, where it is done in slices."""
 
 
 class Change:
@@ -164,10 +168,25 @@ class Change:
             The objects that are referred to and do not exist, or that are stored or referred to and doomed. If there
             are any, undo the transaction.
         """
-        transactions = self._transactions
-        if transactions.doomed.closed and (doomed := transactions.doomed.among(self.touches())):
+        return self._doomed() or self._settle(self.changes)
+
+    def _doomed(self) -> list[bytes]:
+        doomed = self._transactions.doomed
+        return doomed.among(self.touches()) if doomed.closed else []
+
+    def _settle(self, changes: Mapping[bytes, int]) -> list[bytes]:
+        return self._transactions.counts.settle(changes, self.born, self.lost, self.now, self.transaction)
+
+    def settling(self) -> Generator[None, None, list[bytes]]:
+        """Do what `settle` does, in slices of about a millisecond."""
+        if doomed := self._doomed():
             return doomed
-        return transactions.counts.settle(self.changes, self.born, self.lost, self.now, self.transaction)
+        dangling: list[bytes] = []
+        left = iter(self.changes.items())
+        while part := dict(islice(left, SETTLED_AT_ONCE)):
+            dangling += self._settle(part)
+            yield
+        return dangling
 
     def touches(self) -> set[bytes]:
         """Return what it stored and deleted, and what gained or lost a reference by that."""

@@ -272,7 +272,10 @@ class Engine:
                 if left < 0 or not number % SLICE:
                     left = SLICE_BYTES
                     yield
-            dangling = change.settle()
+            if len(pending) <= SLICE:
+                dangling = change.settle()
+            else:
+                dangling = yield from change.settling()
             if dangling:
                 if origin is not None:
                     origin.invalidate(self.doomed.among(dangling))

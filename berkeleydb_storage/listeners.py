@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Protocol
 
 from berkeleydb_storage.gate import Gate
@@ -21,7 +21,7 @@ from berkeleydb_storage.gate import Gate
 class Listener(Protocol):
     """Who wants to know which objects changed. Called by the thread that holds the mutex, right after a commit."""
 
-    def invalidate(self, oids: Iterable[bytes]) -> None:
+    def invalidate(self, oids: Collection[bytes]) -> None:
         """Take note of them."""
 
 

@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from struct import unpack
@@ -144,7 +144,7 @@ class _Search:
         self._changed = BitMap64()  # guarded by the engine's mutex
         self._engine.listen(self)
 
-    def invalidate(self, oids: Iterable[bytes]) -> None:
+    def invalidate(self, oids: Collection[bytes]) -> None:
         """Note what a commit or the collector changed. Called by the engine, under its mutex."""
         self._changed.update(map(unpack_uint64, oids))
 

@@ -9,7 +9,7 @@ Thread-safety: every method may be called from any thread; each thread has a pen
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from heapq import heappop, heappush
 
 from durus.error import ConflictError, ReadConflictError
@@ -19,7 +19,7 @@ from pyroaring import BitMap64
 from berkeleydb_storage.engine import Engine, Pending
 from berkeleydb_storage.environment import LIBRARY_ERRORS
 from berkeleydb_storage.errors import CommitRefused, describe_oids, missing
-from berkeleydb_storage.format import OID_LENGTH, pack_uint64, references, unpack_uint64
+from berkeleydb_storage.format import OID_LENGTH, pack_uint64, references, unpack_oids, unpack_uint64
 
 Invalidator = Callable[[list[bytes]], None]
 
@@ -69,9 +69,10 @@ class Session(Storage):
         """Do what is to be done after a commit of so many records that was made through the engine itself."""
         self._committed(records)
 
-    def invalidate(self, oids: Iterable[bytes]) -> None:
+    def invalidate(self, oids: Collection[bytes]) -> None:
         """Note objects that another session or the collector changed. Called by the engine, under its mutex."""
-        self._invalid.update(map(unpack_uint64, oids))
+        if oids:
+            self._invalid.update(unpack_oids(oids))
 
     def load(self, oid: bytes) -> bytes:
         """Return the record of an object.

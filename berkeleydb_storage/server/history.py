@@ -17,7 +17,7 @@ client and with a thousand. Who falls far behind is told of everything that is i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from pyroaring import BitMap64
 
@@ -71,7 +71,7 @@ class History:
         with engine.lock:
             self.began = engine.journal.tid
 
-    def invalidate(self, oids: Iterable[bytes]) -> None:
+    def invalidate(self, oids: Collection[bytes]) -> None:
         """Note what a transaction changed."""
         changed = list(oids)
         if not changed:
