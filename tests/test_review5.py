@@ -3,14 +3,16 @@
 import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
+from concurrency import run_threads
 from conftest import check_directory
 from durus.connection import Connection
 from durus.error import ConflictError
 from durus.persistent_dict import PersistentDict
 
-from berkeleydb_storage import BerkeleyDBStorage
+from berkeleydb_storage import BerkeleyDBStorage, SharedStorage
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.errors import ServerUnreachable
 from berkeleydb_storage.server import Limits, Server
@@ -125,4 +127,32 @@ def test_rows_are_shown_when_they_are_on_the_disk(directory, monkeypatch):
             committing.join()
             listing.join()
         assert rows == [(ROOT, storage.session().load(ROOT))]
+    check_directory(directory)
+
+
+def test_the_owner_is_told_what_came_in_during_its_flush(directory, monkeypatch):
+    """Also where it was not told before the server ended: it does not come back as one that has seen it."""
+    with SharedStorage(directory) as storage, ClientStorage(f"unix:{Path(directory).resolve()}/socket") as client:
+        mine, theirs = Connection(storage), Connection(client)
+        mine.get_root().update(own=PersistentDict(), common=PersistentDict(count=0))
+        mine.commit()
+        theirs.abort()
+        theirs.get_root()["common"]["count"] = 100
+        others = [theirs.commit]
+        committing = threading.current_thread()
+        environment = storage._shared.owner().storage.engine.environment
+        flush = environment.flush
+
+        def flush_with_others():
+            if threading.current_thread() is committing and others:
+                run_threads(others.pop())
+            flush()
+
+        monkeypatch.setattr(environment, "flush", flush_with_others)
+        assert mine.get_root()["common"]["count"] == 0
+        mine.get_root()["own"]["changed"] = True
+        mine.commit()
+        storage._shared.give_up()
+        mine.abort()
+        assert mine.get_root()["common"]["count"] == 100
     check_directory(directory)

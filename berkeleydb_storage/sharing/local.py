@@ -165,8 +165,9 @@ class LocalLink:
     def sync(self) -> Told:
         """Return what others changed."""
         with self._guarded():
-            known = self._known()  # before: what comes in between is told twice, and not missed
-            return Told(known, self._session.sync())
+            with self._engine.lock:  # the session has learnt of all up to this
+                known = self._known()
+            return Told(known, self._session.sync())  # what comes in between is told twice, and not missed
 
     def commit(self, mark: bytes, records: Mapping[bytes, bytes], size: int) -> Decision:
         """Begin to store records."""
@@ -184,12 +185,15 @@ class LocalLink:
         assert self._pending is not None
         mark, records, size = self._pending
         with self._guarded():
-            stale = self._session.is_stale
+            known, stale = self._known(), self._session.is_stale
             if stale() or not self._engine.commit(records, size, self._session, unless=stale, mark=mark):
                 return Decision(False, *self.sync())
             self._pending = None
             self._session.committed(len(records))
-            return Decision(True, self._known(), [])
+            with self._engine.lock:
+                if not stale():  # else there is something behind this commit that was not told
+                    known = self._known()
+            return Decision(True, known, [])
 
     def cancel(self) -> None:
         """Do not store them."""
