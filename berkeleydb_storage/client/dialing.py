@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from berkeleydb_storage.auth.handshake import ClientHandshake
-from berkeleydb_storage.client.channel import Channel
+from berkeleydb_storage.client.channel import Channel, ConnectionLost
 from berkeleydb_storage.client.durus_link import open_durus
 from berkeleydb_storage.client.extended import ExtendedLink
 from berkeleydb_storage.client.link import Link, Welcome
@@ -100,6 +100,11 @@ class AddressDialer:
         """See `Dialer`."""
         return connect(self._address, timeout=timeout, context=self._context)
 
+    @property
+    def secure(self) -> bool:
+        """Whether it connects over TLS."""
+        return self._context is not None
+
     def __str__(self) -> str:
         """Return the address."""
         return str(self._address)
@@ -144,7 +149,7 @@ def open_link(
     channel = Channel(dialer(dialing), timeout)
     try:
         channel.send_bytes(_GREETING)
-        version = channel.read(len(DURUS_VERSION))
+        version = _version(channel, dialer)
         if version != DURUS_VERSION:
             return _come_in(channel, version, credentials, identity, tid)
         channel.close()
@@ -152,6 +157,15 @@ def open_link(
         return open_durus(channel)
     except BaseException:
         channel.close()
+        raise
+
+
+def _version(channel: Channel, dialer: Dialer) -> bytes:
+    try:
+        return channel.read(len(DURUS_VERSION))
+    except ConnectionLost as error:
+        if isinstance(dialer, AddressDialer) and not dialer.secure:
+            raise ConnectionLost(f"{error}; if the server wants TLS, its address begins with tls://") from error
         raise
 
 

@@ -64,7 +64,7 @@ class Patience:
         if left <= 0:
             raise ServerUnreachable(f"{self._where} cannot be reached for {self._timeout:g} s: {error}") from error
         if _is_final(error):
-            raise ServerUnreachable(f"{self._where} cannot be reached: {error}") from error
+            raise ServerUnreachable(f"{self._where} cannot be reached: {error}{_remedy(error)}") from error
         if self._ending.wait(min(self._delay * random.uniform(0.5, 1), left)):
             raise StorageClosed(f"the client of {self._where} was closed") from error
         self._delay = min(max(2 * self._delay, FIRST_DELAY), LONGEST_DELAY)
@@ -76,6 +76,12 @@ def _is_final(error: BaseException | None) -> bool:
         error = error.__cause__
     transient = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
     return isinstance(error, ssl.SSLError) and not isinstance(error, (*transient, TimeoutError))
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "; name the authority that signed the server's certificate (ca=…, --ca), or have it mended"
+    return ""
 
 
 class Line:
