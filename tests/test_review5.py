@@ -16,7 +16,7 @@ from berkeleydb_storage import BerkeleyDBStorage, SharedStorage
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.errors import ServerUnreachable
 from berkeleydb_storage.server import Limits, Server
-from berkeleydb_storage.testing.records import ROOT
+from berkeleydb_storage.testing.records import ROOT, populate, record_of
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_rows_are_shown_when_they_are_on_the_disk(directory, monkeypatch):
     ):
         connection = Connection(writer)
         Connection(reader)
-        monkeypatch.setattr(server.service.desk, "_usual", 1.0)  # flushes are slow: a thread does them
+        monkeypatch.setattr(server.service.desk.groups, "_usual", 1.0)  # flushes are slow: a thread does them
         flush = storage.engine.environment.flush
 
         def slowly():
@@ -155,4 +155,22 @@ def test_the_owner_is_told_what_came_in_during_its_flush(directory, monkeypatch)
         storage._shared.give_up()
         mine.abort()
         assert mine.get_root()["common"]["count"] == 100
+    check_directory(directory)
+
+
+def test_the_owner_is_not_shown_what_was_forgotten_before_it_was_on_the_disk(directory, monkeypatch):
+    with SharedStorage(directory) as storage:
+        owner = storage._shared.owner()
+        engine, history = owner.storage.engine, owner.server.service.desk.history
+        first, second = list(populate(storage, 2))[:2]
+        monkeypatch.setattr(history, "_kept", 1)
+        for oid in (first, second):  # applied, and not brought to the disk
+            with engine.lock:
+                for _ in engine.applying({oid: (record_of(oid, b"new"), ())}, 100):
+                    pass
+        assert history.latest(first) is None
+        assert engine.flushed < engine.journal.tid
+        storage.sync()
+        assert storage.load(first) == record_of(first, b"new")
+        assert engine.flushed == engine.journal.tid
     check_directory(directory)

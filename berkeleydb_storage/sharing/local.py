@@ -116,8 +116,9 @@ class LocalLink:
             record: bytes = engine.objects[oid]
             if engine.flushed >= engine.journal.tid or not engine.durable:
                 return record
-            entry = self._service.desk.history.latest(oid)
-            if entry is None or entry.tid <= engine.flushed:
+            history = self._service.desk.history
+            entry = history.latest(oid)
+            if not history.is_doubtful(oid) if entry is None else entry.tid <= engine.flushed:
                 return record
         engine.make_durable()
         return record
