@@ -74,7 +74,11 @@ class Worker:
 
     def __enter__(self) -> Worker:
         """Wait until it is there."""
-        self.wait()
+        try:
+            self.wait()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

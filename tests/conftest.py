@@ -20,6 +20,14 @@ def check_directory(path):
     assert not faults, faults
 
 
+def let_others_in(path):
+    """Have other users get as far as a directory of a test, and look into it."""
+    for each in (path, *path.parents):
+        if not each.stat().st_mode & 0o001:
+            each.chmod(0o755)
+    path.chmod(0o755)
+
+
 class Opener:
     """Opens storages as `BerkeleyDBStorage` does, by default in `directory`, and remembers them."""
 

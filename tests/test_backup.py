@@ -12,6 +12,7 @@ import time
 
 import pytest
 from concurrency import PATIENCE, run_threads
+from conftest import let_others_in
 from crash_child import policies
 from crash_model import History, Writer, set_up
 from crash_parent import KILLED, SETTINGS, Children
@@ -413,8 +414,8 @@ def test_a_target_that_is_not_writable(directory, target, tmp_path):
     with BerkeleyDBStorage(directory) as storage:
         commit(storage, record(int.from_bytes(storage.new_oid(), "big")))
     (tmp_path / "report").mkdir()
-    for path in (tmp_path / "report", *tmp_path.parents[:2], tmp_path):
-        path.chmod(0o777 if path.name == "report" else 0o755)
+    (tmp_path / "report").chmod(0o777)
+    let_others_in(tmp_path)
     for path in (directory, *directory.iterdir()):
         os.chown(path, USER, USER)
     children = Children(tmp_path / "report")

@@ -118,11 +118,11 @@ class Busy:
 
 
 def is_gone(client, oid):
-    try:
-        return not exists(client, oid)
-    except ReadConflictError:
-        client.sync()
-        return not exists(client, oid)
+    while True:
+        try:
+            return not exists(client, oid)
+        except ReadConflictError:  # it may go after one more `sync`, too
+            client.sync()
 
 
 def wait_until_gone(client, oids, busy=None):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from concurrency import PATIENCE
-from conftest import check_directory
+from conftest import check_directory, let_others_in
 from durus.connection import Connection
 from served import PYTHONPATH
 from shared_child import connect
@@ -409,8 +409,7 @@ def open_to_all(tmp_path):
     """Have another user get as far as the directory."""
     if os.geteuid():
         pytest.skip("only root can be somebody else")
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    let_others_in(tmp_path)
 
 
 TRY = f"""

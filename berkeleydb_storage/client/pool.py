@@ -101,7 +101,9 @@ class Pool:
             OptionError: a number is not positive.
         """
         if size < 1 or wait < 0 or idle_timeout <= 0:
-            raise OptionError("size and idle_timeout of a pool are positive, and wait is not negative")
+            raise OptionError(
+                f"size and idle_timeout of the pool are positive, and wait is not negative: {size}, {idle_timeout}, {wait}"
+            )
         self._address = address
         self._size = size
         self._wait = wait

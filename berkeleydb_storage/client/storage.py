@@ -93,7 +93,10 @@ class ClientStorage(Storage):
             AuthenticationError, AccessDenied, ServerError, WireError: it does not let us in.
         """
         if timeout <= 0 or prefetch < 0:
-            raise OptionError("timeout is a positive number of seconds, and prefetch a number of objects, or 0")
+            raise OptionError(
+                f"timeout is a positive number of seconds, not {timeout!r}, and prefetch a number of objects, or 0, not "
+                f"{prefetch!r}"
+            )
         if dialer is None:
             target = target_of(address, host, port)
             dialer = AddressDialer(target, ca=ca, certificate=certificate, key=key, verify=verify)
