@@ -177,7 +177,7 @@ def test_backup_shows_how_far_it_is(server):
 def test_backup_of_a_server_that_was_not_told_where_to(directory, tmp_path):
     with Serving(directory, "--listen", f"unix:{tmp_path}/s") as server:
         _, err = run("server", server.address, "backup", code=2)
-        assert err == "durus-bdb: this server was not told where to put backups (--backup-to)\n"
+        assert err == "durus-bdb: this server was not told where to put backups: start it with --backup-to\n"
 
 
 def test_a_backup_that_fails(directory, tmp_path):

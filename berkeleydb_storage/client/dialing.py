@@ -173,7 +173,7 @@ def _come_in(
     channel: Channel, version: bytes, credentials: Credentials, identity: bytes, tid: int
 ) -> tuple[Link, Welcome]:
     if version == REFUSED_VERSION:
-        raise AccessDenied("the server does not admit this client")
+        raise AccessDenied("the server does not admit this client: it asks for a password, or for another address")
     if version[:3] != EXTENDED or version[3] != EXTENDED_VERSION:
         raise WireError(f"what answers is no server of Durus objects, or wants TLS (tls://…): {version!r}")
     asks_password, longest = _hello(channel)

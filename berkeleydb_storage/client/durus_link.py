@@ -172,7 +172,7 @@ class DurusLink:
         raise WireError("the server answered instead of ending")
 
     def _unable(self, what: str) -> NoReturn:
-        raise ServerError(f"Durus' own server cannot {what}")
+        raise ServerError(f"Durus' own server cannot {what}: that takes `durus-bdb serve`")
 
     def close(self) -> None:
         """See `Link`."""

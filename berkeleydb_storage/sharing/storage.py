@@ -48,7 +48,7 @@ class SharedStorage(ClientStorage):
             ServerUnreachable: who owns it does not answer.
         """
         if timeout <= 0:
-            raise OptionError("timeout is a positive number of seconds")
+            raise OptionError(f"timeout is a positive number of seconds, not {timeout!r}")
         _verify_options(path, options)
         directory = Directory(real_path(path))
         directory.refuse_foreign(read_only=False)
