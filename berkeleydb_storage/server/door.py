@@ -215,7 +215,7 @@ class Listener:
             came_in = bool(made) and getattr(made[0], "arrived", False)
             if not came_in:
                 self._door.leave(visitor)
-            self._log.log(logging.DEBUG, Event("handshake-failed", peer=visitor.peer, reason=error))
+            self._log.log(logging.INFO, Event("handshake-failed", peer=visitor.peer, reason=error))
 
 
 __all__ = ["Door", "Listener", "Visitor"]
