@@ -1,8 +1,11 @@
-# make demo and make test set up what is missing first. PYTHON=… chooses the interpreter, ARGS=… is passed on.
+# make demo and make test set up what is missing first. PYTHON=… chooses the interpreter, ARGS=… is passed on,
+# JOBS=… is the number of processes that run tests.
 
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
+# Tests wait for disks and clocks as much as they work: one process more than there are processors.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 export PYTHON
 
 .DEFAULT_GOAL := help
@@ -15,7 +18,7 @@ demo: set-up ## set up, then run the main job on real input (a minute or two)
 	@$(RUN) -m demo $(ARGS)
 
 test: set-up-dev ## set up, then run the tests, but for the slow ones
-	@$(RUN) -m pytest -m "not slow" $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: set-up-dev ## run the slow tests
 	@$(RUN) -m pytest -m slow $(ARGS)
