@@ -2,21 +2,23 @@
 
 from berkeleydb_storage.client.loading import Loader
 from berkeleydb_storage.client.news import News
-from berkeleydb_storage.server.desk import LATER, NEWS, Desk
+from berkeleydb_storage.server.desk import Desk
+from berkeleydb_storage.server.groups import Groups
 from berkeleydb_storage.server.history import History
 from berkeleydb_storage.server.interest import Interest
+from berkeleydb_storage.server.reading import LATER, NEWS, Reading
 from berkeleydb_storage.server.service import Service
 
-READ, SINCE, INVALIDATE, DECIDE = Desk._read, History.since, History.invalidate, Desk._decide
-FATE, FLUSH = Service.fate, Desk._flush
+READ, SINCE, INVALIDATE, DECIDE = Reading._read, History.since, History.invalidate, Desk._decide
+FATE, FLUSH = Service.fate, Groups._flush
 
 
 def _read_but(answer):
     """Return a way to read that shows the record where it should answer otherwise."""
 
-    def read(desk, client, oid):
-        found = READ(desk, client, oid)
-        return found if found != answer else desk.engine.objects.get(oid)
+    def read(reading, client, oid):
+        found = READ(reading, client, oid)
+        return found if found != answer else reading.engine.objects.get(oid)
 
     return read
 
@@ -31,9 +33,9 @@ def _everything_is_told(desk, commit):
     DECIDE(desk, commit)
 
 
-def _told_by_loading(desk, client, oid):
-    found = READ(desk, client, oid)
-    client.told = desk.engine.journal.tid
+def _told_by_loading(reading, client, oid):
+    found = READ(reading, client, oid)
+    client.told = reading.engine.journal.tid
     return found
 
 
@@ -41,12 +43,12 @@ def _only_the_newest(history, told, client):
     return SINCE(history, max(told, history._engine.journal.tid - 1), client)
 
 
-def _acknowledge_first(desk):
+def _acknowledge_first(groups):
     """Let the commits be acknowledged, and flush them when somebody wants to read them, or never."""
-    group, desk._group = desk._group, []
+    group, groups._group = groups._group, []
     for commit, news, tid in group:
         commit.client.finish(commit, news, tid)
-    FLUSH(desk)
+    FLUSH(groups)
 
 
 def _never_stored(service, mark, since):
@@ -59,10 +61,10 @@ def _nothing(*arguments):
 
 AT_ONCE = {
     "what a client has is not minded": (Interest, "meets", lambda interest, oids: False),
-    "changed objects are shown": (Desk, "_read", _read_but(NEWS)),
+    "changed objects are shown": (Reading, "_read", _read_but(NEWS)),
     "commits in the server's own process are not noticed": (History, "invalidate", _without_insiders),
     "nothing has changed when a commit comes": (Desk, "_decide", _everything_is_told),
-    "who loads counts as told": (Desk, "_read", _told_by_loading),
+    "who loads counts as told": (Reading, "_read", _told_by_loading),
     "only the newest transaction is told of": (History, "since", _only_the_newest),
     "own commits are news": (History, "since", lambda history, told, client: SINCE(history, told, None)),
     "prefetched records stay when they were changed": (Loader, "__init__", None),
@@ -71,8 +73,8 @@ AT_ONCE = {
 """Found by the schedules of a few clients: class, attribute, what is put there."""
 
 OVER_KILLS = {
-    "commits are acknowledged before they are on the disk": (Desk, "_flush", _acknowledge_first),
-    "what is not on the disk is shown": (Desk, "_read", _read_but(LATER)),
+    "commits are acknowledged before they are on the disk": (Groups, "_flush", _acknowledge_first),
+    "what is not on the disk is shown": (Reading, "_read", _read_but(LATER)),
     "who comes back is told nothing": (Service, "changed_since", lambda service, identity, tid: []),
     "a commit that is stored is said not to be": (Service, "fate", _never_stored),
     "news of before are forgotten by those who come back": (News, "add", _nothing),

@@ -19,7 +19,7 @@ from berkeleydb_storage.client.extended import ExtendedLink
 from berkeleydb_storage.client.link import Decision
 from berkeleydb_storage.errors import CommitRefused
 from berkeleydb_storage.format import ROOT_OID, pack_uint64
-from berkeleydb_storage.server import Server, desk
+from berkeleydb_storage.server import Server, desk, turns
 from berkeleydb_storage.server.interest import Interest
 
 OBJECTS = 12
@@ -145,7 +145,7 @@ class World:
 
     def gate(self, name=""):
         """Return a gate before the disk, and have the desk flush in the thread that is there for that."""
-        self.desk._usual = 1.0
+        self.desk.groups._usual = 1.0
         gate = Gate(self.storage.engine, name)
         self._stack.callback(gate.open)
         return gate
@@ -215,7 +215,7 @@ def test_what_is_not_on_the_disk_is_not_shown(world, request_name, kept):
     assert set(told.oids) == {oid(1), oid(2)}
     assert told.tid < 2
     reader.ask_for(*REQUESTS[request_name])
-    world.until(lambda: world.desk._readers, writer, other, reader)
+    world.until(lambda: world.desk.groups._readers, writer, other, reader)
     gate.open()
     kind, payload = reader.answer()
     assert (kind, record(1, b"new") in payload) == (protocol.OK, True)
@@ -232,7 +232,7 @@ def test_old_clients_are_not_shown_it_either(world):
     reader.send(b"S")
     assert reader.told() == {oid(1)}
     reader.send(b"L" + oid(1))
-    world.until(lambda: world.desk._readers, writer, reader)
+    world.until(lambda: world.desk.groups._readers, writer, reader)
     gate.open()
     assert reader.status() == b"O"
     assert reader._bytes() == record(1, b"new")
@@ -334,7 +334,7 @@ def test_who_cancels_has_stored_nothing(world):
 
 
 def test_who_loses_the_race_gets_the_turn(world, monkeypatch):
-    monkeypatch.setattr(desk, "TURN", PATIENCE)
+    monkeypatch.setattr(turns, "TURN", PATIENCE)
     one, other = world.new(), world.new()
     for number in range(1, 5):
         one.load(oid(number))
@@ -364,7 +364,7 @@ def test_the_turn_of_an_old_client_runs_out(world, loaded):
 
 
 def test_others_wait_while_an_old_client_has_the_turn(world, monkeypatch):
-    monkeypatch.setattr(desk, "TURN", PATIENCE)
+    monkeypatch.setattr(turns, "TURN", PATIENCE)
     one, other, third = world.old(), world.new(), world.old()
     assert one.load(2) == record(2)
     assert one.begin() == set()
@@ -383,7 +383,7 @@ def test_others_wait_while_an_old_client_has_the_turn(world, monkeypatch):
 
 
 def test_a_client_that_goes_in_its_turn(world, monkeypatch):
-    monkeypatch.setattr(desk, "TURN", PATIENCE)
+    monkeypatch.setattr(turns, "TURN", PATIENCE)
     one, other = world.old(), world.new()
     one.begin()
     other.begin_commit(records(2))
@@ -475,7 +475,7 @@ def test_a_fate_waits_for_the_disk(world):
     one.begin_commit(records(1))
     assert gate.waits.wait(PATIENCE)
     other.ask_for(protocol.FATE, MARK, pack_uint64(1))
-    world.until(lambda: world.desk._readers, one, other)
+    world.until(lambda: world.desk.groups._readers, one, other)
     gate.open()
     assert one.decision().stored
     assert other.answer()[1][0] == protocol.COMMITTED

@@ -49,7 +49,10 @@ client.storage
 client.pool
 client
 server.limits server.loops server.interest server.metrics server.history server.oids server.creation
-server.chores server.desk server.door server.prometheus
+server.chores server.door server.prometheus server.commits server.flusher
+server.hold server.turns
+server.reading server.groups
+server.desk
 server.connection
 server.durus server.extended
 server.service

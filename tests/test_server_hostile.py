@@ -155,7 +155,7 @@ def slow_disk(monkeypatch):
     def make(one):
         gate = Gate(one.storage.engine.environment.flush)
         monkeypatch.setattr(one.storage.engine.environment, "flush", gate)
-        one.service.desk._usual = 1.0  # so that it is done in a thread
+        one.service.desk.groups._usual = 1.0  # so that it is done in a thread
         return gate
 
     return make
@@ -171,12 +171,12 @@ def test_gone_while_it_is_flushed(caplog, monkeypatch, slow_disk):
         old.begin()
         old.send(durus_records(record(FREE[2])))
         behind.send(commit_frame(record(FREE[3])))
-        wait_until(lambda: len(one.service.desk._group) == 2, "two more are applied")
+        wait_until(lambda: len(one.service.desk.groups._group) == 2, "two more are applied")
         assert reader.load(3)[0] == protocol.OK
         waiting.send(b"L", oid(ONE))
         assert reader.request(protocol.SYNC)[0] == protocol.OK
         reader.send(protocol.frame(protocol.LOAD, oid(TWO)))
-        wait_until(lambda: len(one.service.desk._readers) == 2, "two wait for the disk")
+        wait_until(lambda: len(one.service.desk.groups._readers) == 2, "two wait for the disk")
         for client in (old, new, behind, waiting, reader):
             client.reset()
         wait_until(lambda: len(one.service.connections) == 2, "all are gone")
@@ -189,7 +189,7 @@ def test_gone_while_it_is_flushed(caplog, monkeypatch, slow_disk):
 
 def test_gone_in_the_queue(caplog, monkeypatch):
     with patient(caplog, monkeypatch) as one:
-        monkeypatch.setattr("berkeleydb_storage.server.desk.TURN", 30)
+        monkeypatch.setattr("berkeleydb_storage.server.turns.TURN", 30)
         holder, queued, other = one.durus(), one.extended(), one.durus()
         holder.begin()
         queued.send(commit_frame(*two_records(b"queued")))
@@ -206,7 +206,7 @@ def test_gone_in_the_queue(caplog, monkeypatch):
 
 def test_gone_with_the_turn(caplog, monkeypatch):
     with patient(caplog, monkeypatch) as one:
-        monkeypatch.setattr("berkeleydb_storage.server.desk.TURN", 30)
+        monkeypatch.setattr("berkeleydb_storage.server.turns.TURN", 30)
         holder, queued = one.durus(), one.extended()
         holder.begin()
         queued.send(commit_frame(*two_records(b"queued")))
@@ -226,7 +226,7 @@ def large_commit(one, client):
     assert kind == protocol.OK
     frame = commit_frame(*(record(number) for number in numbers))
     client.send(frame)
-    wait_until(lambda: one.service.desk.holding, "it is being applied")
+    wait_until(lambda: one.service.desk.hold.held, "it is being applied")
     return numbers
 
 
@@ -238,7 +238,7 @@ def test_gone_while_it_is_applied(caplog, monkeypatch, type):
             wait_until(lambda: one.honest.latencies, "the others are at work")
             numbers = large_commit(one, client)
             client.reset()
-            wait_until(lambda: not one.service.desk.holding, "it is applied")
+            wait_until(lambda: not one.service.desk.hold.held, "it is applied")
         one.settled()
         assert len([number for number in numbers if one.stored(number)]) == LARGE
 
@@ -266,7 +266,7 @@ def test_all_kinds_of_requests_while_a_large_commit_is_applied(caplog, monkeypat
             protocol.frame(protocol.PACK),
             commit_frame(*two_records(b"next")),
         )
-        assert one.service.desk.holding
+        assert one.service.desk.hold.held
         for client, request in zip(others, requests, strict=True):
             client.send(request)
         for client, request in zip(old, (b"N", b"S", b"P", b"C", b"L" + oid(numbers[7])), strict=True):
@@ -364,7 +364,7 @@ def test_readers(tmp_path):
             assert new.come_in()[0] == protocol.OK
             assert new.load(0)[0] == protocol.UNKNOWN_OBJECT
             assert old.begin() == []
-            assert reading.service.desk._holder is None
+            assert reading.service.desk.turns.holder is None
             old.send(durus_records(record(0)))
             assert old.read(1) == protocol.INVALID
             for kind in b"NCGXPWQ":
@@ -660,10 +660,10 @@ def waiting_commits(one, gate):
     old.begin()
     old.send(durus_records(record(FREE[2])))
     next_one.send(commit_frame(record(FREE[3])))
-    wait_until(lambda: len(one.service.desk._group) == 2, "two are applied")
+    wait_until(lambda: len(one.service.desk.groups._group) == 2, "two are applied")
     assert reader.request(protocol.SYNC)[0] == protocol.OK
     reader.send(protocol.frame(protocol.LOAD, oid(ONE)))
-    wait_until(lambda: one.service.desk._readers, "it waits for the disk")
+    wait_until(lambda: one.service.desk.groups._readers, "it waits for the disk")
     return new, old, next_one, reader
 
 
@@ -711,7 +711,7 @@ def test_the_disk_fails(caplog, monkeypatch, tmp_path, slow_disk, failing, kind)
 
 def test_what_nobody_thought_of(caplog, monkeypatch, tmp_path):
     """A record on the disk that is rubbish: the commit that meets it is refused, and those behind it are stored."""
-    monkeypatch.setattr("berkeleydb_storage.server.desk.TURN", 30)
+    monkeypatch.setattr("berkeleydb_storage.server.turns.TURN", 30)
     one = House(tmp_path, limits=PATIENT)
     holder, new, old, behind = one.durus(), one.extended(), one.durus(), one.extended()
     assert new.commit(record(ONE))[0] == protocol.OK

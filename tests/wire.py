@@ -352,11 +352,11 @@ class House:
         service, desk = self.service, self.service.desk
         wait_until(lambda: len(service.connections) == 2, "the attackers are gone")
         wait_until(lambda: not service.lingering and service.door.present == 2, "their sockets are closed")
-        wait_until(lambda: desk.idle and desk._holder is None, "their commits are done")
+        wait_until(lambda: desk.idle and desk.turns.holder is None, "their commits are done")
         wait_until(lambda: not service.held, "nothing is held")
         assert not service._handshakes
-        assert not desk._blocked
-        assert not desk._readers
+        assert not desk.hold._blocked
+        assert not desk.groups._readers
         self.honest.step()
         assert set(service.oids._of) <= set(service.connections)
 

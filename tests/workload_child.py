@@ -21,7 +21,7 @@ from workloads import Worker
 
 from berkeleydb_storage import BerkeleyDBStorage, GarbageThread, failpoints
 from berkeleydb_storage.client import ClientStorage
-from berkeleydb_storage.server import Server, desk
+from berkeleydb_storage.server import Server, desk, groups
 
 
 class Slow:
@@ -55,7 +55,7 @@ def serve(directory, addresses, logs, run, sessions=0, slow=0.0, mutant=None, ke
     if kept is not None:
         desk.History = partial(desk.History, kept=kept)
     if flusher:
-        desk.QUICK = -1.0
+        groups.QUICK = -1.0
     stop = until_told()
     with BerkeleyDBStorage(directory, garbage_collection=GarbageThread(grace=0, interval=0.01)) as storage:
         if slow:

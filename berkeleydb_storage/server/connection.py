@@ -22,10 +22,10 @@ from berkeleydb_storage.errors import BerkeleyDBStorageError, WireError
 from berkeleydb_storage.events import Event
 from berkeleydb_storage.format import references, unpack_uint64
 from berkeleydb_storage.protocol import EXTENDED, LENGTH
-from berkeleydb_storage.server.desk import STRETCH, Commit
+from berkeleydb_storage.server.commits import Commit
 from berkeleydb_storage.server.door import Visitor
 from berkeleydb_storage.server.interest import Interest
-from berkeleydb_storage.server.limits import RATE
+from berkeleydb_storage.server.limits import RATE, STRETCH
 
 if TYPE_CHECKING:
     from berkeleydb_storage.server.service import Service
@@ -370,7 +370,7 @@ class Connection(asyncio.Protocol):
                 yield False
         if self.rights & WRITE:
             self.service.desk.submit(Commit(self, records, end - start, mark))
-            self.service.desk.flush_now()
+            self.service.desk.groups.flush_now()
         else:
             raise self.service.lacks("write")
 

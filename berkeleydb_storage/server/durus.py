@@ -7,8 +7,10 @@ from time import perf_counter
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, WireError
 from berkeleydb_storage.protocol import DURUS_VERSION, INVALID, LENGTH, MISSING, OKAY, REFUSED_VERSION
+from berkeleydb_storage.server.commits import Commit, Wish
 from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection, extended_version
-from berkeleydb_storage.server.desk import NEWS, STRETCH, Commit, Wish
+from berkeleydb_storage.server.limits import STRETCH
+from berkeleydb_storage.server.reading import NEWS
 
 _LENGTHS = {kind: length for kinds, length in (("NSCPQ.", 1), ("M", 2), ("VB", 5), ("L", 9)) for kind in kinds.encode()}
 """Bytes of each request, as far as they are known from the first of them."""
@@ -154,7 +156,7 @@ class Durus:
     def _sync(self, _: bytes) -> bool:
         c = self._c
         c.synced = True
-        self._tell(c.service.desk.news(c)[0])
+        self._tell(c.service.reading.news(c)[0])
         return True
 
     def _tell(self, news: list[bytes]) -> None:
@@ -173,7 +175,7 @@ class Durus:
         """Answer `C`: what others changed; from now on nobody else commits, for a while."""
         c = self._c
         self.expecting = True
-        self._tell(c.service.desk.news(c)[0])
+        self._tell(c.service.reading.news(c)[0])
         c.expect()
 
     def _commit(self, records: bytes) -> None:
@@ -181,7 +183,7 @@ class Durus:
         if records:
             c.receive(records, 0, None)
         else:
-            c.service.desk.end_turn(c)
+            c.service.desk.turns.end(c)
 
     def _pack(self, _: bytes) -> bool:
         c = self._c
@@ -216,7 +218,7 @@ class Durus:
     def fail(self, error: Exception) -> None:
         """Refuse a commit that is not allowed; everything else ends the connection."""
         c = self._c
-        c.service.desk.end_turn(c)
+        c.service.desk.turns.end(c)
         if isinstance(error, BerkeleyDBStorageError):
             c.conflict(error)
             c.answer(INVALID)

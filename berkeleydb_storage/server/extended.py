@@ -49,9 +49,11 @@ from berkeleydb_storage.protocol import (
     pack_rows,
     require,
 )
+from berkeleydb_storage.server.commits import Commit
 from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection
-from berkeleydb_storage.server.desk import LATER, NEWS, RETRY, STRETCH, Commit
 from berkeleydb_storage.server.interest import Interest
+from berkeleydb_storage.server.limits import STRETCH
+from berkeleydb_storage.server.reading import LATER, NEWS, RETRY
 
 _MISSING = frame(UNKNOWN_OBJECT)
 _SYNC_FIRST = frame(REFUSED, pack_refusal("ReadConflictError", "others changed it: sync first"))
@@ -123,7 +125,7 @@ class Extended:
         if request is None:
             raise WireError(f"there is no request {bytes([kind])!r}")
         if not c.rights and kind not in (AUTHENTICATE, RESUME):
-            self.fail(AccessDenied("come in first"))
+            self.fail(AccessDenied("the server takes no request before R: come in first"))
             c.violate("it makes requests before it has come in")
             return True
         if request.right & ~c.rights:
@@ -156,10 +158,10 @@ class Extended:
         if c.welcome:
             raise WireError("it has come in already")
         if service.users is not None and not c.user:
-            self.fail(AccessDenied("this server asks for a password"))
+            self.fail(AccessDenied("this server asks for a password: give user=… and password=…"))
             c.violate("it comes without a password")
             return True
-        if service.desk.holding:
+        if service.desk.hold.held:
             return self._when_free()
         service.welcome(c)
         changed: list[bytes] | None = []
@@ -168,7 +170,7 @@ class Extended:
             c.interest = Interest(anything=True)
             since = unpack_uint64(payload[IDENTITY_LENGTH:])
             changed = service.changed_since(payload[:IDENTITY_LENGTH], since)
-        known = pack_uint64(service.desk.known(c.told))
+        known = pack_uint64(service.reading.known(c.told))
         if changed is None:
             c.interest = Interest()
             self._frame(FORGET, service.engine.identity, known, bytes([c.rights]))
@@ -200,12 +202,12 @@ class Extended:
 
     def _when_durable(self) -> bool:
         self._c.busy = True
-        self._c.service.desk.when_durable(self._c)
+        self._c.service.desk.groups.when_durable(self._c)
         return False
 
     def _when_free(self) -> bool:
         self._c.busy = True
-        self._c.service.desk.when_free(self._c)
+        self._c.service.desk.hold.when_free(self._c)
         return False
 
     def _bulk(self, oids: bytes) -> bool:
@@ -281,7 +283,7 @@ class Extended:
 
     def _rows(self, payload: bytes) -> bool:
         oid, count, size = LIMITS.unpack(require(payload, LIMITS.size, "a request for rows"))
-        if self._c.service.desk.holding:
+        if self._c.service.desk.hold.held:
             return self._when_free()
         self._c.run(self._listing(oid, min(count, MOST_FETCHED), min(size, MOST_BYTES)))
         return True
@@ -291,7 +293,7 @@ class Extended:
         start: bytes | None = oid
         records: list[bytes] = []
         while start is not None and len(records) < count and size > 0:
-            if service.desk.holding:
+            if service.desk.hold.held:
                 self._when_free()
                 yield True
                 continue
@@ -302,7 +304,7 @@ class Extended:
             size -= sum(len(record) for _, record in rows)
             yield False
         newest = service.engine.journal.tid
-        if service.desk.known(newest) != newest:  # also what the client was not told of is shown when it is on the disk
+        if service.reading.known(newest) != newest:  # what the client was not told of must be on the disk, too
             self._when_durable()
             yield True
         c.answer(frame(OK, *pack_rows(records)))
@@ -310,14 +312,14 @@ class Extended:
     def _sync(self, payload: bytes) -> bool:
         c = self._c
         c.synced = True
-        news, known = c.service.desk.news(c)
+        news, known = c.service.reading.news(c)
         self._frame(OK, pack_uint64(known), *news)
         return True
 
     def _ping(self, _: bytes) -> bool:
         service = self._c.service
         state = service.engine.journal.state
-        self._frame(OK, PAIR.pack(service.desk.known(service.engine.journal.tid), state.objects))
+        self._frame(OK, PAIR.pack(service.reading.known(service.engine.journal.tid), state.objects))
         return True
 
     # --- writing
@@ -345,7 +347,7 @@ class Extended:
         self._asked, self.expecting = None, False
         c.busy = True
         c.service.desk.submit(commit)
-        c.service.desk.flush_now()
+        c.service.desk.groups.flush_now()
         return True
 
     def _cancel(self, _: bytes) -> bool:
@@ -353,7 +355,7 @@ class Extended:
             raise WireError("it answers, and was not asked")
         self._asked, self.expecting = None, False
         self._c.service.metrics.conflicts += 1
-        self._c.service.desk.end_turn(self._c)
+        self._c.service.desk.turns.end(self._c)
         self._c.keep(0)
         self._frame(OK)
         return True
@@ -361,10 +363,10 @@ class Extended:
     def _fate(self, payload: bytes) -> bool:
         require(payload, MARK_LENGTH + 8, "the question for a fate")
         service = self._c.service
-        if service.desk.holding:
+        if service.desk.hold.held:
             return self._when_free()
         state, tid = service.fate(payload[:MARK_LENGTH], unpack_uint64(payload[MARK_LENGTH:]))
-        if service.desk.known(tid) != tid:
+        if service.reading.known(tid) != tid:
             return self._when_durable()
         if state == NOT_COMMITTED:
             service.desk.abandon(payload[:MARK_LENGTH])
@@ -378,7 +380,7 @@ class Extended:
     def ask(self, commit: Commit, news: list[bytes]) -> None:
         """Ask whether a commit is still wanted."""
         self._asked, self.expecting = commit, True
-        known = self._c.service.desk.known(self._c.told)
+        known = self._c.service.reading.known(self._c.told)
         self._c.write(frame(STALE, pack_uint64(known), *news))
         self._c.expect()
 

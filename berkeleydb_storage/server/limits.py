@@ -49,5 +49,7 @@ class Limits:
             raise OptionError(f"the limit frame is less than 4 GiB, not {self.frame!r}")
 
 
+STRETCH = 0.0005
+"""Seconds for which the thread works on something long before it looks at other clients."""
 RATE = 64 << 10
 """Bytes per second that a large request or answer has to make at least: a slow modem's, and no slow loris'."""

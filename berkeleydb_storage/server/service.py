@@ -37,13 +37,14 @@ from berkeleydb_storage.protocol import (
 from berkeleydb_storage.server.chores import Chores
 from berkeleydb_storage.server.connection import ADMIN, READ, WRITE, Connection
 from berkeleydb_storage.server.creation import PAUSE, Creation
-from berkeleydb_storage.server.desk import NEWS, RETRY, Desk
+from berkeleydb_storage.server.desk import Desk
 from berkeleydb_storage.server.door import Door
 from berkeleydb_storage.server.durus import Durus
 from berkeleydb_storage.server.extended import Extended
 from berkeleydb_storage.server.limits import Limits
 from berkeleydb_storage.server.metrics import Metrics
 from berkeleydb_storage.server.oids import Oids
+from berkeleydb_storage.server.reading import NEWS, RETRY
 from berkeleydb_storage.storage import BerkeleyDBStorage
 from berkeleydb_storage.version import __version__
 
@@ -114,6 +115,7 @@ class Service:
             alone=lambda: len(self.connections) == 1,
             failed=self._failed,
         )
+        self.reading = self.desk.reading
 
     # --- who is there
 
@@ -171,7 +173,7 @@ class Service:
     def authenticate(self, connection: Connection, message: bytes) -> None:
         """Take the next message of a client's proof who it is."""
         if self.users is None or connection.user:
-            raise AccessDenied("no password is asked for")
+            raise AccessDenied("the server asks for no password: go on without")
         handshake = self._handshakes.get(connection)
         first = handshake is None
         if handshake is None:
@@ -210,11 +212,11 @@ class Service:
     # --- objects
 
     def read(self, connection: Connection, oid: bytes) -> bytes | int | None:
-        """Read an object for a client, as `Desk.read` does."""
-        found = self.desk.read(connection, oid)
+        """Read an object for a client, as `Reading.read` does."""
+        found = self.reading.read(connection, oid)
         if found == NEWS and not connection.synced and not connection.interest:
-            self.desk.news(connection)  # it has nothing yet that this could contradict: it begins here
-            found = self.desk.read(connection, oid)
+            self.reading.news(connection)  # it has nothing yet that this could contradict: it begins here
+            found = self.reading.read(connection, oid)
         if found is None and oid == ROOT_OID and connection.rights & WRITE and not self.creation.may(connection):
             return RETRY
         return found
@@ -225,12 +227,12 @@ class Service:
         if why == RETRY:
             self.loop.call_later(PAUSE, connection.proceed)
         else:
-            self.desk.when_durable(connection)
+            self.desk.groups.when_durable(connection)
 
     def rows(self, start: bytes, limit: int, size: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some objects from an oid on, in the order of the oids; at most so many, and about so many bytes.
 
-        Not while `holding`. It may find none without being at the end.
+        Not while `held`. It may find none without being at the end.
 
         Returns:
             The objects, and where to go on; None: that was all.
@@ -254,9 +256,9 @@ class Service:
         """Hand out oids; None: not now, the connection proceeds later."""
         if not connection.rights & WRITE:
             raise self.lacks("write")
-        if self.desk.holding:
+        if self.desk.hold.held:
             connection.busy = True
-            self.desk.when_free(connection)
+            self.desk.hold.when_free(connection)
             return None
         oids = self.creation.new_oids(connection, count)
         self.oids.handed_out(connection, oids)
@@ -265,7 +267,7 @@ class Service:
     # --- those that come back
 
     def changed_since(self, identity: bytes, tid: int) -> list[bytes] | None:
-        """Return what was changed since a client was there; None: anything may have been. Not while `holding`."""
+        """Return what was changed since a client was there; None: anything may have been. Not while `held`."""
         engine = self.engine
         if identity != engine.identity:
             return None
@@ -276,7 +278,7 @@ class Service:
         return list(dict.fromkeys(oid for row in rows for oid in row.oids or ()))
 
     def fate(self, mark: bytes, since: int) -> tuple[int, int]:
-        """Tell what became of a commit: the state, and its transaction if it was stored. Not while `holding`."""
+        """Tell what became of a commit: the state, and its transaction if it was stored. Not while `held`."""
         fate = self.engine.fate(mark, since)
         if fate.tid is not None:
             return COMMITTED, fate.tid
@@ -376,7 +378,7 @@ class Service:
         for connection, until in list(self.lingering.items()):
             if now > until:
                 connection.cut_off()
-        if not self.desk.holding:
+        if not self.desk.hold.held:
             with self.engine.lock:
                 told = min((each.told for each in self.connections if each.welcome), default=self.engine.journal.tid)
                 self.desk.history.trim(told)
