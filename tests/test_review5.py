@@ -11,10 +11,12 @@ from conftest import check_directory
 from durus.connection import Connection
 from durus.error import ConflictError
 from durus.persistent_dict import PersistentDict
+from wire import ExtendedWire
 
 from berkeleydb_storage import BerkeleyDBStorage, SharedStorage
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.errors import ServerUnreachable
+from berkeleydb_storage.protocol import COMMIT, HEADER
 from berkeleydb_storage.server import Limits, Server
 from berkeleydb_storage.testing.records import ROOT, populate, record_of
 
@@ -174,3 +176,21 @@ def test_the_owner_is_not_shown_what_was_forgotten_before_it_was_on_the_disk(dir
         assert storage.load(first) == record_of(first, b"new")
         assert engine.flushed == engine.journal.tid
     check_directory(directory)
+
+
+def test_who_takes_up_the_memory_has_to_go_and_not_who_comes_last(storage):
+    limits = Limits(memory=1 << 20, frame=1 << 20)
+    with Server(storage, "127.0.0.1:0", limits=limits) as server, ClientStorage(server.address, timeout=5) as client:
+        connection = Connection(client)
+        hogs = [ExtendedWire(server.address) for _ in range(4)]
+        for hog in hogs:
+            hog.come_in()
+            hog.send(HEADER.pack(300_000, COMMIT) + bytes(240_000))  # and the rest never
+        while server.service.held < 4 * 240_000:
+            client.ping()
+        connection.get_root()["large"] = os.urandom(1 << 17)
+        connection.commit()
+        assert server.information()["server"]["violations"] == 1
+        assert len(server.service.connections) == 4
+        for hog in hogs:
+            hog.close()

@@ -202,8 +202,16 @@ class Connection(asyncio.Protocol):
         service.held += size - self._held
         self._held = size
         if service.held > service.limits.memory and size > COUNTED and not self.ended:
-            reason = f"all under way has more than {service.limits.memory} bytes: no room for its {size}"
-            self.violate(reason, abort=self._paused is not None)
+            self._largest()._make_room()
+
+    def _largest(self) -> Connection:
+        """Return whose requests, not complete, or answers, not taken, are the most: not who came last has to go."""
+        others = (each for each in self.service.connections if not each.busy or each.takes_no_more)
+        return max((*others, self), key=lambda each: each._held)
+
+    def _make_room(self) -> None:
+        reason = f"all under way has more than {self.service.limits.memory} bytes: no room for its {self._held}"
+        self.violate(reason, abort=self._paused is not None)
 
     def keep(self, size: int) -> None:
         """Count the bytes of a request until it is answered."""
