@@ -27,7 +27,7 @@ from berkeleydb_storage.errors import (
     StorageClosed,
 )
 from berkeleydb_storage.server import Server
-from berkeleydb_storage.server.extended import SEARCHED
+from berkeleydb_storage.server.fetching import SEARCHED
 from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.testing.records import ROOT, UNKNOWN, commit, loaded, populate, record_of
 from berkeleydb_storage.transport.tls import ServerCertificates

@@ -53,7 +53,8 @@ server.chores server.door server.prometheus server.commits server.flusher
 server.hold server.turns
 server.reading server.groups
 server.desk
-server.connection
+server.connection server.answers
+server.receiving server.fetching server.administration
 server.durus server.extended
 server.service
 server.serving

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError, WireError
 from berkeleydb_storage.events import Event
-from berkeleydb_storage.format import references, unpack_uint64
-from berkeleydb_storage.protocol import EXTENDED, LENGTH
 from berkeleydb_storage.server.commits import Commit
 from berkeleydb_storage.server.door import Visitor
 from berkeleydb_storage.server.interest import Interest
@@ -38,8 +36,6 @@ COUNTED = 16 << 10
 """Bytes from which on a request counts for the limit on memory, and a record is sent without waiting for others."""
 AT_ONCE = 64
 """Requests of a client that are served before others have a turn."""
-SMALL = 2048
-"""Bytes of a commit up to which it is looked at without letting others in between."""
 
 READ, WRITE, ADMIN = 1, 2, 4
 """Rights, as bits."""
@@ -341,46 +337,7 @@ class Connection(asyncio.Protocol):
                 return False
         return True
 
-    # --- commits
-
-    def receive(self, payload: bytes, start: int, mark: bytes | None) -> None:
-        """Look at the records of a commit, and hand it in."""
-        self.keep(len(payload))
-        if len(payload) > SMALL:
-            self.run(self._receive(payload, start, mark))
-            return
-        self.busy = True
-        try:
-            for _ in self._receive(payload, start, mark):
-                pass
-        except WireError as error:
-            self.violate(str(error))
-        except (BerkeleyDBStorageError, ValueError) as error:
-            self._dialect.fail(error)
-
-    def _receive(self, payload: bytes, start: int, mark: bytes | None) -> Iterator[bool]:
-        engine, oids = self.service.engine, self.service.oids
-        records: dict[bytes, tuple[bytes, tuple[bytes, ...]]] = {}
-        at, end = start, len(payload)
-        while at < end:
-            first = at + LENGTH.size
-            at = first + LENGTH.unpack_from(payload, at)[0] if first <= end else end + 1
-            if at > end or at < first + 8:
-                raise WireError("a commit ends within a record")
-            oid = payload[first : first + 8]
-            record = payload[first + 8 : at]
-            refs = references(oid, record)
-            if not engine.was_handed_out(oid):
-                raise ValueError(f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid")
-            oids.verify(self, oid)
-            records[oid] = (record, refs)
-            if not len(records) % AT_ONCE:
-                yield False
-        if self.rights & WRITE:
-            self.service.desk.submit(Commit(self, records, end - start, mark))
-            self.service.desk.groups.flush_now()
-        else:
-            raise self.service.lacks("write")
+    # --- of the desk
 
     def ask(self, commit: Commit, news: list[bytes]) -> None:
         """Ask the client whether it still wants a commit."""
@@ -404,6 +361,10 @@ class Connection(asyncio.Protocol):
     def take_turn(self) -> None:
         """Go on with the turn."""
         self._dialect.take_turn()
+
+    def fail(self, error: Exception) -> None:
+        """Tell that the request failed that made the connection busy."""
+        self._dialect.fail(error)
 
     def reject(self, error: Exception) -> None:
         """Tell what is wrong, and end the connection."""
@@ -468,8 +429,3 @@ class Connection(asyncio.Protocol):
         self._hold()
         self._job = None
         self.service.left(self, reason)
-
-
-def extended_version(version: bytes) -> int | None:
-    """Return the version of the extended protocol that a client asks for; None: it wants that of Durus."""
-    return version[3] if version.startswith(EXTENDED) else None

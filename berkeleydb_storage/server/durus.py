@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from time import perf_counter
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitInDoubt, WireError
-from berkeleydb_storage.protocol import DURUS_VERSION, INVALID, LENGTH, MISSING, OKAY, REFUSED_VERSION
+from berkeleydb_storage.protocol import DURUS_VERSION, EXTENDED, INVALID, LENGTH, MISSING, OKAY, REFUSED_VERSION
 from berkeleydb_storage.server.commits import Commit, Wish
-from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection, extended_version
+from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection
 from berkeleydb_storage.server.limits import STRETCH
 from berkeleydb_storage.server.reading import NEWS
+from berkeleydb_storage.server.receiving import receive
 
 _LENGTHS = {kind: length for kinds, length in (("NSCPQ.", 1), ("M", 2), ("VB", 5), ("L", 9)) for kind in kinds.encode()}
 """Bytes of each request, as far as they are known from the first of them."""
@@ -93,7 +94,7 @@ class Durus:
 
     def _version(self, version: bytes) -> None:
         c = self._c
-        wanted = extended_version(version)
+        wanted = _extended_version(version)
         if wanted is not None and not c.welcome:
             c.service.speak_extended(c, wanted)
             c.later()  # what follows is for the other dialect
@@ -181,7 +182,7 @@ class Durus:
     def _commit(self, records: bytes) -> None:
         c = self._c
         if records:
-            c.receive(records, 0, None)
+            receive(c, records, 0, None)
         else:
             c.service.desk.turns.end(c)
 
@@ -224,6 +225,11 @@ class Durus:
             c.answer(INVALID)
         else:
             c.violate(str(error))
+
+
+def _extended_version(version: bytes) -> int | None:
+    """Return the version of the extended protocol that a client asks for; None: it wants that of Durus."""
+    return version[3] if version.startswith(EXTENDED) else None
 
 
 _LOAD, _BULK, _VERSION, _END = b"LBV."

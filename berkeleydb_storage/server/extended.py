@@ -1,22 +1,28 @@
-"""The extended protocol, for the clients of this package. Used by the server's thread alone."""
+"""The extended protocol, for the clients of this package: its frames, and the requests that one client makes.
+
+Used by the server's thread alone. Requests for several objects are in `fetching`, those about the storage as a whole
+in `administration`.
+
+Invariants:
+
+1. Before a client has come in it can do nothing but that, and afterwards nothing that it lacks the right to.
+2. A client that is asked about its commit answers that, before it makes any other request.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
-from berkeleydb_storage.errors import AccessDenied, BerkeleyDBStorageError, CommitInDoubt, CommitRefused, WireError
-from berkeleydb_storage.format import OID_LENGTH, pack_uint64, references, unpack_uint64
+from berkeleydb_storage.errors import AccessDenied, BerkeleyDBStorageError, CommitInDoubt, WireError
+from berkeleydb_storage.format import OID_LENGTH, pack_uint64, unpack_uint64
 from berkeleydb_storage.protocol import (
     AUTHENTICATE,
     BACKUP,
     BULK,
     CANCEL,
     COMMIT,
-    DOUBT,
-    ERROR,
     FATE,
     FETCH,
     FORGET,
@@ -25,7 +31,6 @@ from berkeleydb_storage.protocol import (
     IDENTITY_LENGTH,
     INFORMATION,
     LENGTH,
-    LIMITS,
     LOAD,
     MARK_LENGTH,
     NOT_COMMITTED,
@@ -34,46 +39,35 @@ from berkeleydb_storage.protocol import (
     PACK,
     PAIR,
     PING,
-    PROGRESS,
-    REFUSED,
     RESUME,
     ROWS,
     SHUTDOWN,
     STALE,
     SYNC,
-    UNKNOWN_OBJECT,
     check_oids,
     frame,
-    pack_json,
-    pack_refusal,
-    pack_rows,
     require,
 )
+from berkeleydb_storage.server import administration, fetching
+from berkeleydb_storage.server.answers import MISSING, SYNC_FIRST, failure
 from berkeleydb_storage.server.commits import Commit
 from berkeleydb_storage.server.connection import ADMIN, AT_ONCE, READ, WRITE, Connection
 from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.server.limits import STRETCH
-from berkeleydb_storage.server.reading import LATER, NEWS, RETRY
+from berkeleydb_storage.server.reading import NEWS
+from berkeleydb_storage.server.receiving import receive
 
-_MISSING = frame(UNKNOWN_OBJECT)
-_SYNC_FIRST = frame(REFUSED, pack_refusal("ReadConflictError", "others changed it: sync first"))
 _LOAD_SIZE = 1 + OID_LENGTH
 FIRST_FRAMES = 4096
 """Bytes of a frame of one who has not come in yet."""
 MOST_OIDS = 4096
 """Oids that are handed out at once."""
-MOST_FETCHED = 10_000
-"""Objects in one answer."""
-MOST_BYTES = 16 << 20
-"""Bytes after which an answer with several records ends."""
-SEARCHED = 8
-"""Objects that are looked at for each that is to be fetched: a client may have nearly all of them."""
 
 
 class _Request(NamedTuple):
     right: int
-    serve: str
-    """Name of the method; it returns False if it has to be called again when the connection proceeds."""
+    serve: Callable[[Extended, bytes], bool]
+    """It returns False if it has to be called again when the connection proceeds."""
 
 
 class Extended:
@@ -134,7 +128,7 @@ class Extended:
         if self._asked is not None and kind not in (GO_ON, CANCEL):
             raise WireError("it was asked about its commit, and does not answer")
         try:
-            return bool(getattr(self, request.serve)(payload))
+            return request.serve(self, payload)
         except WireError:
             raise
         except BerkeleyDBStorageError as error:
@@ -162,7 +156,8 @@ class Extended:
             c.violate("it comes without a password")
             return True
         if service.desk.hold.held:
-            return self._when_free()
+            service.when_free(c)
+            return False
         service.welcome(c)
         changed: list[bytes] | None = []
         if payload:
@@ -189,9 +184,9 @@ class Extended:
             c.interest.add(oid)
             c.write_record(HEADER.pack(1 + len(found), OK), found)
         elif found is None:
-            c.write(_MISSING)
+            c.write(MISSING)
         elif found == NEWS:
-            c.write(_SYNC_FIRST)
+            c.write(SYNC_FIRST)
         else:
             c.service.wait(c, found)
             return False
@@ -199,16 +194,6 @@ class Extended:
 
     def _load_one(self, payload: bytes) -> bool:
         return self._load(require(payload, OID_LENGTH, "an oid"))
-
-    def _when_durable(self) -> bool:
-        self._c.busy = True
-        self._c.service.desk.groups.when_durable(self._c)
-        return False
-
-    def _when_free(self) -> bool:
-        self._c.busy = True
-        self._c.service.desk.hold.when_free(self._c)
-        return False
 
     def _bulk(self, oids: bytes) -> bool:
         check_oids(oids)
@@ -223,91 +208,6 @@ class Extended:
             yield False
         self._c.interest.tidy()
         self._c.answer()
-
-    def _fetch(self, payload: bytes) -> bool:
-        oid, count, size = LIMITS.unpack(require(payload, LIMITS.size, "a request to fetch"))
-        self._c.run(self._fetching(oid, min(count, MOST_FETCHED), min(size, MOST_BYTES)))
-        return True
-
-    def _fetching(self, oid: bytes, count: int, size: int) -> Iterator[bool]:
-        c = self._c
-        while (found := c.service.read(c, oid)) in (LATER, RETRY):
-            c.service.wait(c, found)
-            yield True
-        c.service.metrics.loads += 1
-        if type(found) is not bytes:
-            c.answer(_MISSING if found is None else _SYNC_FIRST)
-            return
-        records, left = [found], size - len(found)
-        c.interest.update([oid])
-        more = self._nearby(oid, found) if count > 1 and left > 0 else ()
-        for number, (other, record) in enumerate(more, 1):
-            if record is not None:
-                records.append(record)
-                c.interest.add(other)
-                left -= len(record)
-            if len(records) >= count or left <= 0 or number >= SEARCHED * count:
-                break
-            if not number % AT_ONCE:
-                yield False
-        c.service.metrics.prefetched += len(records) - 1
-        c.interest.tidy()
-        c.answer(frame(OK, *pack_rows(records)))
-
-    def _nearby(self, oid: bytes, record: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-        """Go through what an object leads to, breadth first, and then what follows it; None: not to be had.
-
-        Objects that are born together have oids one after the other, so that the next one in a container is often
-        among them.
-        """
-        c = self._c
-        interested, read = c.interest.has, c.service.read
-        seen, todo, last = {oid}, deque(references(oid, record)), oid
-        while todo:
-            other = todo.popleft()
-            if other in seen:
-                continue
-            seen.add(other)
-            found = None if interested(other) else read(c, other)
-            if type(found) is bytes:
-                todo.extend(references(other, found))
-                yield other, found
-            else:
-                yield other, None
-        number = unpack_uint64(last)
-        while number + 1 < c.service.engine.next_oid:
-            number += 1
-            other = pack_uint64(number)
-            found = None if other in seen or interested(other) else read(c, other)
-            yield other, found if type(found) is bytes else None
-
-    def _rows(self, payload: bytes) -> bool:
-        oid, count, size = LIMITS.unpack(require(payload, LIMITS.size, "a request for rows"))
-        if self._c.service.desk.hold.held:
-            return self._when_free()
-        self._c.run(self._listing(oid, min(count, MOST_FETCHED), min(size, MOST_BYTES)))
-        return True
-
-    def _listing(self, oid: bytes, count: int, size: int) -> Iterator[bool]:
-        c, service = self._c, self._c.service
-        start: bytes | None = oid
-        records: list[bytes] = []
-        while start is not None and len(records) < count and size > 0:
-            if service.desk.hold.held:
-                self._when_free()
-                yield True
-                continue
-            rows, after = service.rows(start, min(AT_ONCE, count - len(records)), size)
-            start = after
-            records += (record for _, record in rows)
-            c.interest.update(other for other, _ in rows)
-            size -= sum(len(record) for _, record in rows)
-            yield False
-        newest = service.engine.journal.tid
-        if service.reading.known(newest) != newest:  # what the client was not told of must be on the disk, too
-            self._when_durable()
-            yield True
-        c.answer(frame(OK, *pack_rows(records)))
 
     def _sync(self, payload: bytes) -> bool:
         c = self._c
@@ -337,7 +237,7 @@ class Extended:
     def _commit(self, payload: bytes) -> bool:
         if len(payload) < MARK_LENGTH:
             raise WireError("a commit without a mark")
-        self._c.receive(payload, MARK_LENGTH, payload[:MARK_LENGTH])
+        receive(self._c, payload, MARK_LENGTH, payload[:MARK_LENGTH])
         return True
 
     def _go_on(self, _: bytes) -> bool:
@@ -364,10 +264,12 @@ class Extended:
         require(payload, MARK_LENGTH + 8, "the question for a fate")
         service = self._c.service
         if service.desk.hold.held:
-            return self._when_free()
+            service.when_free(self._c)
+            return False
         state, tid = service.fate(payload[:MARK_LENGTH], unpack_uint64(payload[MARK_LENGTH:]))
         if service.reading.known(tid) != tid:
-            return self._when_durable()
+            service.when_durable(self._c)
+            return False
         if state == NOT_COMMITTED:
             service.desk.abandon(payload[:MARK_LENGTH])
         self._frame(OK, bytes([state]), pack_uint64(tid))
@@ -396,62 +298,33 @@ class Extended:
 
     def fail(self, error: Exception) -> None:
         """Tell that a request failed."""
-        kind = REFUSED if isinstance(error, CommitRefused) else DOUBT if isinstance(error, CommitInDoubt) else ERROR
-        oids = getattr(error, "oids", ())[:MOST_OIDS]
-        self._c.answer(frame(kind, pack_refusal(type(error).__name__, str(error), oids)))
-
-    # --- administration
-
-    def _information(self, _: bytes) -> bool:
-        self._c.busy = True
-        self._c.service.in_thread(self._c.service.information, self._informed)
-        return True
-
-    def _informed(self, values: object) -> None:
-        if isinstance(values, Exception):
-            self.fail(values)
-        else:
-            self._c.answer(frame(OK, pack_json(values)))
-
-    def _pack(self, _: bytes) -> bool:
-        self._c.service.pack()
-        self._frame(OK)
-        return True
-
-    def _backup(self, _: bytes) -> bool:
-        self._c.busy = True
-        self._c.service.backup(self._progress, self._informed)
-        return True
-
-    def _progress(self, values: object) -> None:
-        self._c.write(frame(PROGRESS, pack_json(values)))
-        self._c.send()
-
-    def _shutdown(self, _: bytes) -> bool:
-        self._frame(OK)
-        self._c.service.shut_down(self._c)
-        return True
+        self._c.answer(failure(error))
 
     def _frame(self, kind: int, *parts: bytes) -> None:
         self._c.write(frame(kind, *parts))
 
 
+def _of(serve: Callable[[Connection, bytes], bool]) -> Callable[[Extended, bytes], bool]:
+    """Return how a request is served that needs the connection alone."""
+    return lambda dialect, payload: serve(dialect._c, payload)
+
+
 _REQUESTS = {
-    LOAD: _Request(READ, "_load_one"),
-    FETCH: _Request(READ, "_fetch"),
-    BULK: _Request(READ, "_bulk"),
-    ROWS: _Request(READ, "_rows"),
-    SYNC: _Request(READ, "_sync"),
-    PING: _Request(READ, "_ping"),
-    FATE: _Request(READ, "_fate"),
-    INFORMATION: _Request(READ, "_information"),
-    OIDS: _Request(WRITE, "_oids"),
-    COMMIT: _Request(WRITE, "_commit"),
-    GO_ON: _Request(WRITE, "_go_on"),
-    CANCEL: _Request(WRITE, "_cancel"),
-    PACK: _Request(WRITE, "_pack"),
-    BACKUP: _Request(ADMIN, "_backup"),
-    SHUTDOWN: _Request(ADMIN, "_shutdown"),
-    AUTHENTICATE: _Request(0, "_authenticate"),
-    RESUME: _Request(0, "_resume"),
+    LOAD: _Request(READ, Extended._load_one),
+    FETCH: _Request(READ, _of(fetching.fetch)),
+    BULK: _Request(READ, Extended._bulk),
+    ROWS: _Request(READ, _of(fetching.rows)),
+    SYNC: _Request(READ, Extended._sync),
+    PING: _Request(READ, Extended._ping),
+    FATE: _Request(READ, Extended._fate),
+    INFORMATION: _Request(READ, _of(administration.information)),
+    OIDS: _Request(WRITE, Extended._oids),
+    COMMIT: _Request(WRITE, Extended._commit),
+    GO_ON: _Request(WRITE, Extended._go_on),
+    CANCEL: _Request(WRITE, Extended._cancel),
+    PACK: _Request(WRITE, _of(administration.pack)),
+    BACKUP: _Request(ADMIN, _of(administration.backup)),
+    SHUTDOWN: _Request(ADMIN, _of(administration.shutdown)),
+    AUTHENTICATE: _Request(0, Extended._authenticate),
+    RESUME: _Request(0, Extended._resume),
 }

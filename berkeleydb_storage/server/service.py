@@ -223,11 +223,21 @@ class Service:
 
     def wait(self, connection: Connection, why: object) -> None:
         """Have a connection proceed when what `read` returned in place of an object may have changed."""
-        connection.busy = True
         if why == RETRY:
+            connection.busy = True
             self.loop.call_later(PAUSE, connection.proceed)
         else:
-            self.desk.groups.when_durable(connection)
+            self.when_durable(connection)
+
+    def when_durable(self, connection: Connection) -> None:
+        """Have a connection proceed when everything that is committed now is on the disk."""
+        connection.busy = True
+        self.desk.groups.when_durable(connection)
+
+    def when_free(self, connection: Connection) -> None:
+        """Have a connection proceed when the engine's mutex is not held any more by this thread."""
+        connection.busy = True
+        self.desk.hold.when_free(connection)
 
     def rows(self, start: bytes, limit: int, size: int) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
         """Return some objects from an oid on, in the order of the oids; at most so many, and about so many bytes.
@@ -257,8 +267,7 @@ class Service:
         if not connection.rights & WRITE:
             raise self.lacks("write")
         if self.desk.hold.held:
-            connection.busy = True
-            self.desk.hold.when_free(connection)
+            self.when_free(connection)
             return None
         oids = self.creation.new_oids(connection, count)
         self.oids.handed_out(connection, oids)
