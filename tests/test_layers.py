@@ -57,6 +57,7 @@ server.connection server.answers
 server.receiving server.fetching server.administration
 server.durus server.extended
 server.service
+server.ending server.sockets server.signals
 server.serving
 server
 commands.lines

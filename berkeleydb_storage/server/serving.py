@@ -1,6 +1,11 @@
-"""`Server`: sockets, the event loop, and the order in which everything begins and ends.
+"""`Server`: its options, its thread, and the order in which everything begins and ends.
 
 `start`, `run` and `close` may be called from any thread; all else happens in the thread of the event loop.
+
+Invariants:
+
+1. It listens before anybody is told that it does, and accepts only when everything behind it is there.
+2. However it ends, it does so in order: no more is accepted, what is under way is finished, the threads end.
 """
 
 from __future__ import annotations
@@ -8,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import threading
 from collections.abc import Iterable, Sequence
@@ -23,13 +27,14 @@ from berkeleydb_storage.auth.users import Users
 from berkeleydb_storage.errors import BerkeleyDBStorageError, OptionError
 from berkeleydb_storage.events import Event
 from berkeleydb_storage.server.connection import Connection
-from berkeleydb_storage.server.door import Listener
+from berkeleydb_storage.server.ending import finish
 from berkeleydb_storage.server.limits import Limits
 from berkeleydb_storage.server.loops import new_loop
 from berkeleydb_storage.server.service import Service
+from berkeleydb_storage.server.signals import Signals
+from berkeleydb_storage.server.sockets import Addresses, Sockets
 from berkeleydb_storage.storage import BerkeleyDBStorage
-from berkeleydb_storage.transport import systemd, unix
-from berkeleydb_storage.transport.addresses import Address, bound_address, is_loopback, listen, parse_address
+from berkeleydb_storage.transport import systemd
 from berkeleydb_storage.transport.tls import ServerCertificates
 from berkeleydb_storage.version import __version__
 
@@ -42,13 +47,6 @@ TICK = 1.0
 """Seconds between two looks at time-outs."""
 GRACE = 10.0
 """Seconds that requests under way have at the end."""
-STALLED = 1.0
-"""Seconds that a client has at the end to take its answers."""
-PAUSE = 0.005
-"""Seconds between two looks whether they are done."""
-ENDING = (signal.SIGTERM, signal.SIGINT)
-
-Addresses = str | tuple[str, int] | Address
 
 
 class Server:
@@ -106,22 +104,12 @@ class Server:
         if Rights.ADMIN in self._rights:
             raise OptionError('rights are "read" or "write" here: to administer a server takes a user, or its socket')
         self._limits = limits or Limits()
-        self._sockets = list(sockets)
-        one = isinstance(address, (str, Address)) or (
-            isinstance(address, tuple) and len(address) == 2 and isinstance(address[1], int)
-        )
-        wanted: Any = [address] if one else address
-        self._wanted = [] if sockets else [parse_address(each) for each in wanted]
-        if any(each.tls for each in self._wanted) and certificates is None:
-            raise OptionError("tls:// takes a certificate and its key")
-        if self._users is not None and certificates is None and not insecure:
-            self._require_privacy()
+        self._sockets = Sockets(address, sockets, certificates, {"owner": owner, "group": group, "umask": umask})
+        if self._users is not None and not insecure:
+            self._sockets.require_privacy()
         self._backup_to = backup_to
         self._grace = grace
         self._exporter = None if metrics is None else self._new_exporter(metrics)
-        self._file: dict[str, Any] = {"owner": owner, "group": group, "umask": umask}
-        self._addresses: list[Address] = []
-        self._open: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
         self._stopping = asyncio.Event()
@@ -129,17 +117,8 @@ class Server:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._signals: Signals | None = None
         _servers.add(self)
-
-    def _require_privacy(self) -> None:
-        open_ones = [str(each) for each in self._wanted if not is_loopback(each)]
-        open_ones += [str(each.getsockname()) for each in self._sockets if each.family != socket.AF_UNIX]
-        if open_ones:
-            raise OptionError(
-                f"passwords are asked for at {', '.join(open_ones)} without TLS: give a certificate, listen on "
-                "loopback or a Unix socket, or say that it is meant (insecure)"
-            )
 
     def _new_exporter(self, address: str) -> Exporter:
         try:
@@ -157,18 +136,18 @@ class Server:
     @property
     def address(self) -> str:
         """Where it listens, the first one if there are several; with the port that port 0 became."""
-        return str(self._addresses[0])
+        return str(self._sockets.addresses[0])
 
     @property
     def addresses(self) -> list[str]:
         """Where it listens."""
-        return [str(each) for each in self._addresses]
+        return [str(each) for each in self._sockets.addresses]
 
     @property
     def service(self) -> Service:
         """What its connections share; for the modules of this package."""
         if self._service is None:
-            raise BerkeleyDBStorageError("the server was not started")
+            raise BerkeleyDBStorageError("the server was not started: call start() or run()")
         return self._service
 
     def start(self) -> None:
@@ -228,13 +207,13 @@ class Server:
 
     def forked(self) -> None:
         """Let go of all sockets in a forked child, or else nobody would notice the end of its parent."""
-        sockets = [sock.fileno() for sock in self._open]
+        descriptors = self._sockets.filenos()
         if self._service is not None:
-            sockets += [connection.descriptor for connection in self._service.connections]
+            descriptors += [connection.descriptor for connection in self._service.connections]
         if self._exporter is not None:
-            sockets.append(self._exporter.fileno())
+            descriptors.append(self._exporter.fileno())
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for descriptor in sockets:
+        for descriptor in descriptors:
             if descriptor >= 0:
                 os.dup2(nothing, descriptor, inheritable=False)
         os.close(nothing)
@@ -281,15 +260,14 @@ class Server:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            if self._signals is not None:
+                self._signals.restore()
             self._ended.set()
             self._ready.set()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.set_exception_handler(_note_fault)
-        sockets = self._open = self._listen()
-        listeners: list[Listener] = []
+        self._sockets.listen()
         service: Service | None = None
         try:
             service = self._service = Service(
@@ -302,8 +280,7 @@ class Server:
                 stop=self._stop,
                 backup_to=self._backup_to,
             )
-            for sock in sockets:
-                listeners.append(self._accept(loop, sock, service))
+            self._accept(loop, service)
             if self._exporter is not None:
                 self._exporter.start()
                 logger.info(Event("metrics", address=self._exporter.address))
@@ -315,58 +292,20 @@ class Server:
             await self._stopping.wait()
             ticking.cancel()
         finally:
-            for listener in listeners:
-                listener.close()
-            for sock in sockets:
-                unix.unlink(sock)
-                sock.close()
+            self._sockets.close()
             if service is not None:
-                await self._finish(service)
+                await finish(service, self._grace)
             if self._exporter is not None:
                 self._exporter.close()
 
-    def _listen(self) -> list[socket.socket]:
-        sockets = list(self._sockets)
-        try:
-            for address in self._wanted:
-                sockets.append(listen(address, **self._file))
-        except BaseException:
-            for sock in sockets:
-                unix.unlink(sock)
-                sock.close()
-            raise
-        if self._sockets:
-            self._addresses = [_address_of(sock, self._certificates is not None) for sock in sockets]
-        else:
-            self._addresses = [bound_address(*pair) for pair in zip(self._wanted, sockets, strict=True)]
-        return sockets
-
-    def _accept(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, service: Service) -> Listener:
-        secure = self._certificates is not None and sock.family != socket.AF_UNIX
-        return Listener(
-            loop,
-            sock,
-            service.door,
-            service.log,
-            make=lambda visitor: Connection(service, visitor),
-            context=self._certificates.context if secure and self._certificates is not None else None,
-            handshake=self._limits.handshake,
+    def _accept(self, loop: asyncio.AbstractEventLoop, service: Service) -> None:
+        self._sockets.accept(
+            loop, service.door, service.log, lambda visitor: Connection(service, visitor), self._limits.handshake
         )
 
     def _watch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._thread is None and threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGHUP)}
-            for number in ENDING:
-                loop.add_signal_handler(number, self._signalled, loop, number)
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
-
-    def _signalled(self, loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
-        """End; from now on another such signal ends the process at once."""
-        for each in ENDING:
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-            self._handlers.pop(each, None)
-        self._stop(f"signal {number.name}")
+            self._signals = Signals(loop, self._stop, self._reload)
 
     def _reload(self) -> None:
         self._notify("RELOADING=1")
@@ -392,38 +331,6 @@ class Server:
             self._notify("STOPPING=1")
             self._stopping.set()
 
-    async def _finish(self, service: Service) -> None:
-        """Hang up on those who wait for nothing, let the others have their answers, and hang up on them, too."""
-        service.chores.end()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._grace
-        while loop.time() < until:
-            for connection in list(service.connections):
-                if not connection.busy or connection.stalled(STALLED):
-                    connection.end("the server ends")
-            if not service.connections and service.desk.idle:
-                break
-            await asyncio.sleep(PAUSE)
-        for connection in list(service.connections):
-            connection.end("the server ends, and it was still busy", abort=True)
-        while not service.desk.idle:
-            await asyncio.sleep(PAUSE)
-        await self._see_off(service)
-
-    async def _see_off(self, service: Service) -> None:
-        """Wait until all sockets are closed: for a while, where clients do not take their last answers."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + min(STALLED, self._grace)
-        while service.door.present > 0 and loop.time() < until:
-            for connection in list(service.connections):  # who was accepted before, and arrives only now
-                connection.end("the server ends", abort=True)
-            await asyncio.sleep(PAUSE)
-        for connection in list(service.lingering):
-            connection.cut_off()
-        service.close()
-        while service.door.present > 0 and loop.time() < until + STALLED:
-            await asyncio.sleep(PAUSE)
-
 
 _servers: WeakSet[Server] = WeakSet()
 
@@ -441,13 +348,6 @@ def _note_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     expected = error is None or isinstance(error, OSError)
     logger.error(Event("fault", doing=context.get("message"), reason=error), exc_info=None if expected else error)
-
-
-def _address_of(sock: socket.socket, tls: bool) -> Address:
-    name = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return Address(path=name if isinstance(name, str) else f"@{os.fsdecode(name[1:])}")
-    return Address(name[0], name[1], tls=tls)
 
 
 __all__ = ["Server"]
