@@ -117,11 +117,16 @@ class Journal:
 
     def since(self, tid: int) -> list[JournalRow] | None:
         """Return the transactions after `tid`, oldest first; None where some of them are forgotten."""
+        return self.after(tid, HORIZON)
+
+    def after(self, tid: int, limit: int) -> list[JournalRow] | None:
+        """Return up to `limit` transactions after `tid`, oldest first; None where some of them are forgotten."""
         if not max(0, self.tid - HORIZON) <= tid <= self.tid:
             return None
-        rows = (self._rows.get(pack_uint64(number)) for number in range(tid + 1, self.tid + 1))
+        numbers = range(tid + 1, min(tid + limit, self.tid) + 1)
+        rows = (self._rows.get(pack_uint64(number)) for number in numbers)
         found = [unpack_journal(row) for row in rows if row is not None]
-        return found if len(found) == self.tid - tid else None
+        return found if len(found) == len(numbers) else None
 
     def fate(self, mark: bytes, since: int) -> Fate | None:
         """Tell which transaction after `since` has a mark: the newest, if a client gave it to several.

@@ -7,9 +7,11 @@ from conftest import check_directory
 from durus.client_storage import ClientStorage
 from durus.connection import ROOT_OID, Connection
 from durus.error import ProtocolError, ReadConflictError
+from durus.persistent_dict import PersistentDict
 from test_conformance import EXPECTED
 
 from berkeleydb_storage import BerkeleyDBStorage, GarbageManual
+from berkeleydb_storage.client import ClientStorage as OurClient
 from berkeleydb_storage.server import Server
 from berkeleydb_storage.testing import StorageConformance
 from berkeleydb_storage.transport.addresses import parse_address
@@ -78,3 +80,22 @@ def test_who_has_nothing_yet_begins_with_what_there_is(directory):
             client.load(ROOT_OID)
         client.close()
         client.s.close()
+
+
+def test_who_comes_back_from_far_behind_is_told_in_slices(directory, monkeypatch):
+    """And of everything, also of what others change meanwhile."""
+    monkeypatch.setattr("berkeleydb_storage.server.service.CAUGHT_UP", 3)
+    with BerkeleyDBStorage(directory) as storage, Server(storage, "127.0.0.1:0") as server:
+        connection = Connection(storage.session())
+        connection.get_root()["boxes"] = [PersistentDict() for _ in range(40)]
+        connection.commit()
+        boxes = connection.get_root()["boxes"]
+        with Connection(OurClient(server.address)).get_storage() as client:
+            mine = Connection(client)
+            assert [dict(box) for box in mine.get_root()["boxes"]] == [{}] * 40
+            for number, box in enumerate(boxes):
+                box["n"] = number
+                connection.commit()
+            client._line.drop()
+            mine.abort()
+            assert [box["n"] for box in mine.get_root()["boxes"]] == list(range(40))

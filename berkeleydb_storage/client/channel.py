@@ -177,7 +177,7 @@ class Channel:
     def _recv(self, count: int) -> bytes:
         data = self._sock.recv(count)
         if not data:
-            raise ConnectionError("the server closed the connection")
+            raise ConnectionError("the server closed the connection; its log says why")
         return data
 
     def _lost(self, error: OSError, *, unsent: bool = False) -> ConnectionLost:

@@ -102,7 +102,8 @@ class Pool:
         """
         if size < 1 or wait < 0 or idle_timeout <= 0:
             raise OptionError(
-                f"size and idle_timeout of the pool are positive, and wait is not negative: {size}, {idle_timeout}, {wait}"
+                "size and idle_timeout of the pool are positive, and wait is not negative; "
+                f"they are {size}, {idle_timeout} and {wait}"
             )
         self._address = address
         self._size = size

@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
@@ -158,21 +158,46 @@ class Extended:
         if service.desk.hold.held:
             service.when_free(c)
             return False
-        service.welcome(c)
-        changed: list[bytes] | None = []
         if payload:
             require(payload, IDENTITY_LENGTH + 8, "what a client resumes with")
-            c.interest = Interest(anything=True)
-            since = unpack_uint64(payload[IDENTITY_LENGTH:])
-            changed = service.changed_since(payload[:IDENTITY_LENGTH], since)
-        known = pack_uint64(service.reading.known(c.told))
-        if changed is None:
-            c.interest = Interest()
-            self._frame(FORGET, service.engine.identity, known, bytes([c.rights]))
+            c.run(self._resuming(payload[:IDENTITY_LENGTH], unpack_uint64(payload[IDENTITY_LENGTH:])))
         else:
-            c.interest.drop(changed)
-            self._frame(OK, service.engine.identity, known, bytes([c.rights]), *changed)
+            service.welcome(c)
+            self._welcome([])
         return True
+
+    def _resuming(self, identity: bytes, since: int) -> Iterator[bool]:
+        """Tell a client that comes back what was changed since, some transactions at a time."""
+        c, service = self._c, self._c.service
+        if identity != service.engine.identity:
+            service.welcome(c)
+            self._welcome(None)
+            c.answer()
+            return
+        changed: dict[bytes, None] = {}
+        while not c.welcome:
+            while service.desk.hold.held:
+                service.when_free(c)
+                yield True
+            rows = service.catch_up(c, since)
+            if rows is None:
+                self._welcome(None)
+                c.answer()
+                return
+            since += len(rows)
+            changed.update(dict.fromkeys(oid for row in rows for oid in row.oids or ()))
+            yield False
+        c.interest = Interest(anything=True)
+        c.interest.drop(list(changed))
+        self._welcome(changed)
+        c.answer()
+
+    def _welcome(self, changed: Iterable[bytes] | None) -> None:
+        """Let the client in, told of everything that was changed; None: that may be anything."""
+        c, service = self._c, self._c.service
+        known = pack_uint64(service.reading.known(c.told))
+        kind = FORGET if changed is None else OK
+        self._frame(kind, service.engine.identity, known, bytes([c.rights]), *(changed or ()))
 
     # --- reading
 

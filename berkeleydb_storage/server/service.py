@@ -22,7 +22,7 @@ from berkeleydb_storage.auth.throttle import Throttle
 from berkeleydb_storage.auth.users import Users
 from berkeleydb_storage.errors import AccessDenied, AuthenticationError, BerkeleyDBStorageError
 from berkeleydb_storage.events import Event, Sparing
-from berkeleydb_storage.format import ROOT_OID, pack_uint64, unpack_uint64
+from berkeleydb_storage.format import ROOT_OID, JournalRow, pack_uint64, unpack_uint64
 from berkeleydb_storage.protocol import (
     COMMITTED,
     EXTENDED,
@@ -54,6 +54,8 @@ BEAT = 5.0
 """Seconds after which the client of a backup hears of it again: it would not wait for long if it heard nothing."""
 LEVELS = {"disconnected": logging.INFO, "refused": logging.WARNING, "violated": logging.WARNING}
 """Of the events with which connections end."""
+CAUGHT_UP = 64
+"""Transactions that a client who comes back is told of at a time."""
 SCANNED = 256
 """Oids that are looked up at once in a table without an order."""
 
@@ -285,6 +287,20 @@ class Service:
         if rows is None or any(row.oids is None for row in rows):
             return None
         return list(dict.fromkeys(oid for row in rows for oid in row.oids or ()))
+
+    def catch_up(self, connection: Connection, since: int) -> list[JournalRow] | None:
+        """Return some of the transactions after `since`; None: anything may have been changed. Not while `held`.
+
+        Where no more than these are left, or None is returned, the client is welcome, and told of everything up to now.
+        """
+        journal = self.engine.journal
+        with self.engine.lock:
+            rows = journal.after(since, CAUGHT_UP)
+            if rows is not None and any(row.oids is None for row in rows):
+                rows = None
+            if rows is None or since + len(rows) == journal.tid:
+                self.welcome(connection)
+        return rows
 
     def fate(self, mark: bytes, since: int) -> tuple[int, int]:
         """Tell what became of a commit: the state, and its transaction if it was stored. Not while `held`."""
