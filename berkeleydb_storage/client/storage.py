@@ -94,8 +94,8 @@ class ClientStorage(Storage):
         """
         if timeout <= 0 or prefetch < 0:
             raise OptionError(
-                f"timeout is a positive number of seconds, not {timeout!r}, and prefetch a number of objects, or 0, not "
-                f"{prefetch!r}"
+                f"timeout is a positive number of seconds, not {timeout!r}; "
+                f"prefetch is a number of objects, or 0, not {prefetch!r}"
             )
         if dialer is None:
             target = target_of(address, host, port)
