@@ -50,7 +50,7 @@ client.pool
 client
 server.limits server.loops server.interest server.metrics server.history server.oids server.creation
 server.chores server.door server.prometheus server.commits server.flusher
-server.hold server.turns
+server.hold server.turns server.dialect
 server.reading server.groups
 server.desk
 server.connection server.answers

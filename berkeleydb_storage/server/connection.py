@@ -16,11 +16,12 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from berkeleydb_storage.errors import BerkeleyDBStorageError, WireError
 from berkeleydb_storage.events import Event
 from berkeleydb_storage.server.commits import Commit
+from berkeleydb_storage.server.dialect import Dialect
 from berkeleydb_storage.server.door import Visitor
 from berkeleydb_storage.server.interest import Interest
 from berkeleydb_storage.server.limits import RATE, STRETCH
@@ -39,31 +40,6 @@ AT_ONCE = 64
 
 READ, WRITE, ADMIN = 1, 2, 4
 """Rights, as bits."""
-
-
-class Dialect(Protocol):
-    """A protocol, with the state of one client in it."""
-
-    expecting: bool
-    """Whether it waits for the client to go on with what it has begun."""
-
-    def parse(self, data: bytes) -> int:
-        """Serve the requests in `data`, until one makes the connection busy; return where the next one begins."""
-
-    def ask(self, commit: Commit, news: list[bytes]) -> None:
-        """Ask whether a commit is still wanted."""
-
-    def finish(self, commit: Commit, news: list[bytes], tid: int) -> None:
-        """Acknowledge a commit."""
-
-    def refuse(self, commit: Commit, error: Exception) -> None:
-        """Tell that a commit is refused."""
-
-    def fail(self, error: Exception) -> None:
-        """Tell that a request failed."""
-
-    def take_turn(self) -> None:
-        """Go on with the turn."""
 
 
 class Connection(asyncio.Protocol):
