@@ -24,6 +24,8 @@ from berkeleydb_storage.auth.users import PasswordFile
 from berkeleydb_storage.client import ClientStorage
 from berkeleydb_storage.errors import BerkeleyDBStorageError, CommitUnknown
 from berkeleydb_storage.format import pack_uint64, unpack_uint64
+from berkeleydb_storage.server.chores import Chores
+from berkeleydb_storage.server.metrics import Metrics
 from berkeleydb_storage.transport.tls import client_context
 
 NEW, OLD = 4, 2
@@ -362,3 +364,16 @@ def test_many_hangups_under_load(directory, numbers):
         server.stop()
         load.join()
     look(directory, load)
+
+
+def test_a_pack_that_begins_when_the_storage_is_closed(tmp_path, caplog):
+    """A client asked for it last; its thread ends in order."""
+    caplog.set_level("INFO", "berkeleydb_storage")
+    storage = BerkeleyDBStorage(tmp_path)
+    metrics = Metrics()
+    chores = Chores(storage, metrics, None)
+    storage.close()
+    chores.pack()
+    chores.finish_packing()
+    assert "pack-ended" in caplog.text
+    assert (metrics.packs, metrics.failed_packs) == (0, 0)

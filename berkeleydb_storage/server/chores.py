@@ -69,9 +69,10 @@ class Chores:
             self._packing.join()
 
     def _pack(self) -> None:
-        started, before = monotonic(), self._storage.statistics().collected
+        started = monotonic()
         logger.info(Event("pack-began"))
         try:
+            before = self._storage.statistics().collected
             self._storage.pack()
         except StorageClosed:
             logger.info(Event("pack-ended", reason="the storage is closed"))
