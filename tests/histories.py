@@ -1,8 +1,8 @@
 """What transactions did, and whether they can have done it one after the other.
 
 This knows nothing of servers, clients or storages: it is told what each transaction has read and written. A version of
-an object is a text that no other transaction has written. Whoever writes an object has read it before, so that the order
-of the versions of an object is in the history itself.
+an object is a text that no other transaction has written. Whoever writes an object has read it before, so that the
+order of the versions of an object is in the history itself.
 
 A history is in order if there is one sequence of all transactions, which every one that committed or read something has
 a place in, such that

@@ -353,7 +353,8 @@ def test_a_closed_storage_is_refused(storage):
 
 
 def test_it_waits_for_nothing_that_is_done_exclusively(storage):
-    with storage._engine.transactions.exclusion.during("a migration"), pytest.raises(CommitRefused, match="busy with a migration"):
+    exclusion = storage._engine.transactions.exclusion
+    with exclusion.during("a migration"), pytest.raises(CommitRefused, match="busy with a migration"):
         storage.compact()
     assert storage.compact() == 0
 

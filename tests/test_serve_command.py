@@ -386,7 +386,7 @@ def test_systemd_is_told(served, manager):
         (["--password-file", "nowhere"], "nowhere: No such file or directory"),
         (["--password-file", "users", "--rights", "read"], "--rights is for clients without a user"),
         (["--listen", "0.0.0.0:0", "--password-file", "users"], "passwords are asked for at 0.0.0.0:0 without TLS"),
-        (["--listen", "tls://127.0.0.1:0"], "tls:// takes a certificate and its key"),
+        (["--listen", "tls://127.0.0.1:0"], "takes certificates="),
         (["--listen", "127.0.0.1:x"], "'127.0.0.1:x' is no address"),
         (["--listen", "unix:/nowhere/s"], "unix:/nowhere/s: No such file or directory"),
         (["--listen", "unix:s", "--owner", "nobody-at-all"], "owner='nobody-at-all': there is no such user"),

@@ -23,7 +23,6 @@ from wire import (
     durus_records,
     house,
     limits,
-    reasons,
     record,
     wait_until,
 )

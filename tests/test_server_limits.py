@@ -109,12 +109,14 @@ def test_a_byte_now_and_then(caplog, monkeypatch):
         client.socket.settimeout(0.01)
         started = time.monotonic()
         for at in range(len(frame)):
-            client.send(frame[at : at + 1])
             try:
+                client.send(frame[at : at + 1])
                 assert client.socket.recv(1) == b""
                 break
             except TimeoutError:
                 continue
+            except ConnectionError:  # it is hung up on while it sends
+                break
         assert time.monotonic() - started < 5
         assert one.stored(FREE[0]) is None
 

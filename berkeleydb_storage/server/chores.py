@@ -99,7 +99,7 @@ class Chores:
             AccessDenied: nobody said where to.
         """
         if self._backup_to is None:
-            raise AccessDenied("this server was not told where to put backups (--backup-to)")
+            raise AccessDenied("this server was not told where to put backups: start it with --backup-to")
         work = threading.Thread(
             target=self._back_up, args=(self._backup_to, progress, done), name="berkeleydb_storage backup", daemon=True
         )

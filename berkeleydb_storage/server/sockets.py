@@ -60,7 +60,9 @@ class Sockets:
         self._open: list[socket.socket] = []
         self._listeners: list[Listener] = []
         if any(each.tls for each in self._wanted) and certificates is None:
-            raise OptionError("tls:// takes a certificate and its key")
+            raise OptionError(
+                "an address with tls:// takes certificates=ServerCertificates(…), or --tls-cert and --tls-key"
+            )
 
     def require_privacy(self) -> None:
         """Refuse passwords where others could read them.
