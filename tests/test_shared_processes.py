@@ -29,7 +29,7 @@ class Script:
     """A program that is told to go on by lines, and answers by lines."""
 
     PREAMBLE = """
-import json, os, signal, sys, threading, time
+import gc, json, os, signal, sys, threading, time
 import warnings
 from durus.connection import Connection
 from durus.error import ConflictError, ReadConflictError
@@ -375,8 +375,15 @@ from berkeleydb_storage import failpoints
 def interrupt(name):
     if name == point:
         signal.raise_signal(signal.SIGINT)
+def settle():
+    "Have what was interrupted go, and wait until nothing of it is left."
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name in ("berkeleydb_storage close", "berkeleydb_storage owner"):
+            thread.join()
 failpoints.hook = interrupt
 for point in ("create.begun", "create.done", "recover.begin", "recover.done", "open.marked"):
+    settle()
     if point == "open.marked":
         SharedStorage(path).close()
     try:
@@ -384,9 +391,7 @@ for point in ("create.begun", "create.done", "recover.begin", "recover.done", "o
     except KeyboardInterrupt:
         say(point)
 point = None
-for thread in threading.enumerate():
-    if thread.name == "berkeleydb_storage owner":
-        thread.join()
+settle()
 say([thread.name for thread in threading.enumerate()], os.listdir(path))
 storage = SharedStorage(path)
 add(storage, 1)
