@@ -382,6 +382,7 @@ def settle():
         if thread.name in ("berkeleydb_storage close", "berkeleydb_storage owner"):
             thread.join()
 failpoints.hook = interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 for point in ("create.begun", "create.done", "recover.begin", "recover.done", "open.marked"):
     settle()
     if point == "open.marked":
