@@ -74,6 +74,7 @@ class Chores:
         try:
             before = self._storage.statistics().collected
             self._storage.pack()
+            deleted = self._storage.statistics().collected.objects - before.objects
         except StorageClosed:
             logger.info(Event("pack-ended", reason="the storage is closed"))
         except Exception as error:
@@ -83,7 +84,6 @@ class Chores:
         else:
             self._pack_failed = ""
             self._metrics.packs += 1
-            deleted = self._storage.statistics().collected.objects - before.objects
             logger.info(Event("packed", deleted=deleted, seconds=monotonic() - started))
 
     # --- backups
