@@ -65,8 +65,7 @@ def test_clients_that_conflict(served):
 def test_clients_make_objects(served):
     """Each gets oids of its own, and all that they make is there after a restart."""
 
-    def build(number):
-        connection = Connection(served.client())
+    def build(number, connection):
         mine = PersistentDict()
         while True:
             try:
@@ -79,8 +78,9 @@ def test_clients_make_objects(served):
             mine[key] = PersistentDict(key=key)
             connection.commit()
 
-    Connection(served.client())
-    run_threads(*(lambda number=number: build(number) for number in range(CLIENTS)))
+    # Before anybody commits: a connection whose first load meets a commit of the root gets a ReadConflictError.
+    connections = [Connection(served.client()) for _ in range(CLIENTS)]
+    run_threads(*(lambda pair=pair: build(*pair) for pair in enumerate(connections)))
     served.stop()
     with BerkeleyDBStorage(served.directory) as storage:
         assert storage.get_size() == 1 + CLIENTS * 21
