@@ -51,6 +51,15 @@ def log_numbers(directory: Path) -> list[int]:
     return sorted(number for number in found if number is not None)
 
 
+class Position(NamedTuple):
+    """A place in the log. Positions are ordered as the log is."""
+
+    log: int
+    """Number of the log file."""
+    offset: int
+    """Bytes from its beginning."""
+
+
 class Tail(NamedTuple):
     """What a log file holds after its last whole record. All in bytes."""
 
