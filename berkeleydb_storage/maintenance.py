@@ -15,12 +15,19 @@ logger = logging.getLogger(__name__)
 
 
 _threads: WeakSet[threading.Thread] = WeakSet()
-"""Those of workers. No class of their own: gevent replaces that of threads, perhaps after this was imported."""
+"""Those of `background`. No class of their own: gevent replaces that of threads, perhaps after this was imported."""
 
 
 def in_worker() -> bool:
-    """Tell whether the calling thread is that of a `Worker`."""
+    """Tell whether the calling thread is that of a `Worker`, or another of `background`."""
     return threading.current_thread() in _threads
+
+
+def background(target: Callable[[], None], name: str) -> threading.Thread:
+    """Return a daemon thread, not started yet, that `in_worker` knows."""
+    thread = threading.Thread(target=target, name=f"berkeleydb_storage {name}", daemon=True)
+    _threads.add(thread)
+    return thread
 
 
 class Worker:
@@ -32,8 +39,7 @@ class Worker:
         self._turn = turn
         self._stopping = threading.Event()
         self._failing = False
-        self._thread = threading.Thread(target=self._run, name=f"berkeleydb_storage {name}", daemon=True)
-        _threads.add(self._thread)
+        self._thread = background(self._run, name)
 
     def start(self) -> None:
         """Start the thread."""

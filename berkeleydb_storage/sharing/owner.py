@@ -40,7 +40,6 @@ BACKLOG = 1024
 """Connections that wait until the storage is open."""
 GRACE = 1.0
 """Seconds that requests under way have when the owner closes. Who is cut off asks the next owner what became of it."""
-DESCRIPTORS = Path("/proc/self/fd")
 
 Wait = Callable[[StorageInUse], None]
 """Called while somebody who does not share has the storage; returns when it is to be tried again, or raises."""
@@ -148,34 +147,12 @@ class Owner:
     def forked(self) -> None:
         """Let go of everything in a forked child, or else nobody would notice the end of its parent."""
         self._release_right()
-        _replace(self.names)
+        unix.let_go(self.names)
 
 
 def _discard(sock: socket.socket) -> None:
     unix.unlink(sock)
     sock.close()
-
-
-def _replace(names: set[str]) -> None:
-    """Put nothing in place of all sockets that are bound to one of the names, also of those just being accepted."""
-    try:
-        numbers = [int(name) for name in os.listdir(DESCRIPTORS)] if names else []
-    except OSError:
-        return  # no /proc: the server knows those that it has accepted
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number in numbers:
-        with suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(number).st_mode) and _name(number) in names:
-                os.dup2(nothing, number, inheritable=False)
-    os.close(nothing)
-
-
-def _name(descriptor: int) -> object:
-    sock = socket.socket(fileno=descriptor)
-    try:
-        return sock.getsockname()
-    finally:
-        sock.detach()
 
 
 _owners: WeakSet[Owner] = WeakSet()

@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -38,6 +38,7 @@ CREDENTIALS = struct.Struct("3i")
 """pid, uid, gid."""
 FIRST_WAIT, LONGEST_WAIT = 0.001, 0.05
 """Seconds between two attempts to connect to a server whose queue is full."""
+DESCRIPTORS = Path("/proc/self/fd")
 PROBE_TIMEOUT = 1.0
 """Seconds after which a server that does not accept is taken to be alive."""
 
@@ -320,6 +321,31 @@ def _listen_abstract(name: str, backlog: int) -> socket.socket:
             raise _live(name) from None
         raise
     return sock
+
+
+def let_go(names: Collection[str]) -> None:
+    """Put nothing in place of all sockets that are bound to one of the names, also of those just being accepted.
+
+    For a forked child, which would keep them open. Where there is no /proc, it does nothing.
+    """
+    try:
+        numbers = [int(name) for name in os.listdir(DESCRIPTORS)] if names else []
+    except OSError:
+        return
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in numbers:
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode) and _name(number) in names:
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
+
+
+def _name(descriptor: int) -> object:
+    sock = socket.socket(fileno=descriptor)
+    try:
+        return sock.getsockname()
+    finally:
+        sock.detach()
 
 
 def peer_uid(sock: HasDescriptor) -> int | None:
