@@ -19,7 +19,7 @@ import errno
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -242,6 +242,43 @@ def end_of_log(path: Path) -> int:
         try:
             status = environment.log_stat()
             return int(status["cur_offset"]) if status["cur_file"] == files.log_number(path.name) else 0
+        finally:
+            environment.close()
+
+
+def log_records(
+    path: Path, key: str | None = None, start: tuple[int, int] | None = None
+) -> Generator[tuple[tuple[int, int], bytes]]:
+    """Yield the records of the log files in a directory, a microsecond each, as (where it is, its bytes).
+
+    For a copy that nobody uses, and only if it may be changed: opening a log may write to its last file. Where a record
+    is, is the number of the log file and the offset in it.
+
+    Args:
+        path: the directory.
+        key: the password, if the log is encrypted.
+        start: where the first record is that is wanted; None: the first that there is.
+
+    Raises:
+        DamagedError: a log file that is not the last one ends in the middle, or one is missing.
+        BerkeleyDBStorageError: they cannot be read.
+    """
+    if not files.log_numbers(path):
+        return
+    environment = db.DBEnv()
+    if key is not None:
+        environment.set_encrypt(key, db.DB_ENCRYPT_AES)
+    with explained(path):
+        environment = _opened(environment, path, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
+        try:
+            cursor = environment.log_cursor()
+            try:
+                record = cursor.first() if start is None else cursor.set(start)
+                if record is not None:
+                    yield record
+                    yield from iter(cursor.next, None)
+            finally:
+                cursor.close()
         finally:
             environment.close()
 

@@ -15,7 +15,7 @@ LAYERS = """
 errors version failpoints files maintenance progress bitmaps events
 options format room window garbage.policy backup.policy
 records directory environment
-backup.shelf
+backup.shelf commits
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 gate clock
