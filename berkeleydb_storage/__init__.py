@@ -28,11 +28,14 @@ from berkeleydb_storage.errors import (
     DamagedError,
     DanglingReferenceError,
     DiskFullError,
+    KeyNeeded,
+    KeySourceError,
     LibraryMismatch,
     ListenError,
     MigrationError,
     NewerFormat,
     NotAStorage,
+    ObjectExists,
     OptionError,
     PasswordFileError,
     PoolExhausted,
@@ -44,7 +47,9 @@ from berkeleydb_storage.errors import (
     StorageInUse,
     StorageNotEmpty,
     StorageNotFound,
+    StoreUnreachable,
     WireError,
+    WrongKey,
 )
 from berkeleydb_storage.garbage.collector import Collected
 from berkeleydb_storage.garbage.policy import (
@@ -56,6 +61,7 @@ from berkeleydb_storage.garbage.policy import (
     garbage_collection_interface,
 )
 from berkeleydb_storage.garbage.requests import Packing
+from berkeleydb_storage.keys import key_from_command, key_from_environment, key_from_file
 from berkeleydb_storage.session import Session
 from berkeleydb_storage.statistics import Statistics
 from berkeleydb_storage.storage import BerkeleyDBStorage
@@ -90,11 +96,14 @@ __all__ = [
     "GarbageNightly",
     "GarbageNumbers",
     "GarbageThread",
+    "KeyNeeded",
+    "KeySourceError",
     "LibraryMismatch",
     "ListenError",
     "MigrationError",
     "NewerFormat",
     "NotAStorage",
+    "ObjectExists",
     "OptionError",
     "Packing",
     "PasswordFileError",
@@ -111,10 +120,15 @@ __all__ = [
     "StorageInUse",
     "StorageNotEmpty",
     "StorageNotFound",
+    "StoreUnreachable",
     "WireError",
+    "WrongKey",
     "__version__",
     "checkpoint_interface",
     "garbage_collection_interface",
+    "key_from_command",
+    "key_from_environment",
+    "key_from_file",
     "list_backups",
 ]
 

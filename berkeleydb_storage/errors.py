@@ -27,11 +27,14 @@ __all__ = [
     "DamagedError",
     "DanglingReferenceError",
     "DiskFullError",
+    "KeyNeeded",
+    "KeySourceError",
     "LibraryMismatch",
     "ListenError",
     "MigrationError",
     "NewerFormat",
     "NotAStorage",
+    "ObjectExists",
     "OptionError",
     "PasswordFileError",
     "PoolExhausted",
@@ -43,7 +46,9 @@ __all__ = [
     "StorageInUse",
     "StorageNotEmpty",
     "StorageNotFound",
+    "StoreUnreachable",
     "WireError",
+    "WrongKey",
     "describe_oids",
     "missing",
 ]
@@ -93,6 +98,18 @@ class DamagedError(BerkeleyDBStorageError):
     """Raised when a file of the storage is missing or its contents are wrong; the message names the file."""
 
 
+class WrongKey(BerkeleyDBStorageError):
+    """Raised when the key is not the one that the storage is encrypted with; its files are left untouched."""
+
+
+class KeyNeeded(WrongKey):
+    """Raised when an encrypted storage is opened without a key; its files are left untouched."""
+
+
+class KeySourceError(BerkeleyDBStorageError):
+    """Raised when the file, command or environment variable that a key is to come from has none; it is named."""
+
+
 class StorageClosed(BerkeleyDBStorageError, ValueError):
     """Raised when a storage is used after it was closed, or in a process forked from the one that opened it."""
 
@@ -107,6 +124,22 @@ class MigrationError(BerkeleyDBStorageError):
 
 class BackupError(BerkeleyDBStorageError):
     """Raised when a backup cannot be made or its place not be used; there is nothing of it, and the storage goes on."""
+
+
+class LogGone(BackupError):
+    """Raised when log files were removed that a backup was to go on with: it begins anew, with a copy of everything."""
+
+
+class DamagedBackup(BackupError):
+    """Raised when something in a backup or an archive is damaged or missing; it is named, and what can be restored."""
+
+
+class StoreUnreachable(BackupError):
+    """Raised when the place of a backup or an archive does not answer, and may do so later."""
+
+
+class ObjectExists(BackupError):
+    """Raised when a store holds an object of that name already; it stays as it is."""
 
 
 class CommitInDoubt(BerkeleyDBStorageError):

@@ -12,10 +12,11 @@ import berkeleydb_storage
 ROOT = Path(berkeleydb_storage.__file__).parent
 
 LAYERS = """
-errors version failpoints files maintenance progress bitmaps events
-options format room window garbage.policy backup.policy
+errors version failpoints maintenance progress bitmaps events
+keys
+files options format room window garbage.policy backup.policy
 records directory environment
-backup.shelf commits
+backup.shelf commits holding
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 gate clock
