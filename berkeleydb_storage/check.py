@@ -438,13 +438,14 @@ def _silent(activity: str, number: int) -> None:
     """Show no progress."""
 
 
-def check_pages(path: Path, progress: Progress | None = None) -> list[Fault]:
+def check_pages(path: Path, progress: Progress | None = None, *, key: str | None = None) -> list[Fault]:
     """Verify the checksum of every page in the files of a storage that nobody has open; free pages too."""
     faults: list[Fault] = []
     for number, name in enumerate(TABLES):
         where = path / f"{name}{files.TABLE_SUFFIX}"
         if where.exists():
-            faults += [Fault("page", f"page {page} of {where} is damaged", False) for page in files.bad_pages(where)]
+            bad = files.bad_pages(where, key)
+            faults += [Fault("page", f"page {page} of {where} is damaged", False) for page in bad]
         else:
             faults.append(Fault("page", f"{where} is missing", False))
         if progress is not None:

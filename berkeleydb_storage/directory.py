@@ -29,19 +29,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from berkeleydb_storage import files
+from berkeleydb_storage import files, keys
 from berkeleydb_storage.errors import (
     BerkeleyDBStorageError,
     DamagedError,
     DiskFullError,
+    KeyNeeded,
     LibraryMismatch,
     NewerFormat,
     NotAStorage,
+    OptionError,
     StorageInUse,
     StorageNotFound,
+    WrongKey,
 )
 from berkeleydb_storage.files import TABLE_SUFFIX
-from berkeleydb_storage.format import FORMAT_VERSION
+from berkeleydb_storage.format import ENCRYPTED_VERSION, FORMAT_VERSION
 from berkeleydb_storage.options import TYPES
 
 LOCK = "lock"
@@ -59,6 +62,7 @@ DURABLE_NOTED = 3
 CREATING, OPEN, CLOSED = "creating", "open", "closed"
 
 _LIBRARY = re.compile(r"\d+(\.\d+)+")
+_KEY_CHECK = re.compile(r"[0-9a-f]+:[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class Description:
     durable: bool = False
     """Whether the log has all that was acknowledged, if it was not closed: its owner waits for the disk before, and it
     was not found damaged. Otherwise a recovery gives the storage a new identity. Formats 1 and 2 do not say it."""
+    encrypted: bool = False
+    """Whether the tables and the log are. Only `ENCRYPTED_VERSION` says it."""
+    key_check: str = ""
+    """What recognises the key, by `keys.fits`; empty where nothing is encrypted."""
 
     def __post_init__(self) -> None:
         """Refuse what this package does not write.
@@ -102,6 +110,8 @@ class Description:
             "type": self.type in TYPES,
             "state": self.state in (CREATING, OPEN, CLOSED),
             "durable": type(self.durable) is bool,
+            "encrypted": self.encrypted is False or (self.encrypted is True and self.format >= ENCRYPTED_VERSION),
+            "key_check": bool(_KEY_CHECK.fullmatch(str(self.key_check))) is self.encrypted,
             "a number": all(type(number) is int and number >= 0 for number in (*numbers, *sizes.values())),
         }
         for what, holds in right.items():
@@ -113,6 +123,8 @@ class Description:
         known = asdict(self)
         if self.format < DURABLE_NOTED:
             del known["durable"]  # the release that is to read it, if an upgrade does not succeed, does not know it
+        if not self.encrypted:
+            del known["encrypted"], known["key_check"]
         return known
 
 
@@ -280,13 +292,14 @@ class Directory:
         try:
             values = json.loads(text)
             version = values["format"]
-            if type(version) is int and version > FORMAT_VERSION:
+            known = ENCRYPTED_VERSION if values.get("encrypted") else FORMAT_VERSION
+            if type(version) is int and version > known:
                 raise NewerFormat(
-                    f"{self.path} has format {version}, and this version of the package reads up to {FORMAT_VERSION}: "
+                    f"{self.path} has format {version}, and this version of the package reads up to {known}: "
                     "install a newer durus-berkeleydbstorage"
                 )
             return Description(**values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{where} is damaged ({error}): restore it from a backup") from error
 
     def write(self, description: Description) -> None:
@@ -295,17 +308,25 @@ class Directory:
         Raises:
             DiskFullError: there is no room for it; the old one is there.
         """
-        fresh = self.path / FRESH
         self._in_doubt = True
+        self.replace_file(DESCRIPTION, description.values())
+        self._in_doubt = False
+
+    def replace_file(self, name: str, values: object) -> None:
+        """Replace a file whole, by values as JSON; when this returns, it is on the disk.
+
+        Raises:
+            DiskFullError: there is no room for it; the old one is there.
+        """
+        fresh = self.path / (name + ".new")
         try:
             with fresh.open("w") as file:
-                json.dump(description.values(), file, indent=1)
+                json.dump(values, file, indent=1)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            fresh.replace(self.path / DESCRIPTION)
+            fresh.replace(self.path / name)
             self.sync()
-            self._in_doubt = False
         except OSError as error:
             raise self._explained(error) from error
 
@@ -355,10 +376,17 @@ class Directory:
                 (self.path / name).unlink()
 
     def copy_to(self, target: Path) -> None:
-        """Copy the files of the storage, without its lock, into the existing directory `target`."""
+        """Copy the files of the storage that recovery may need, without its lock, into the existing `target`."""
+        logs = {files.log_name(number) for number in self.needed_logs()}
         for name in os.listdir(self.path):
-            if files.log_number(name) is not None or name.endswith(TABLE_SUFFIX) or name == DESCRIPTION:
+            if name in logs or name.endswith(TABLE_SUFFIX) or name == DESCRIPTION:
                 shutil.copyfile(self.path / name, target / name)
+
+    def needed_logs(self) -> list[int]:
+        """Return the numbers of the log files that recovery may need. Older ones may be there: see `holding`."""
+        description = self.read()
+        first = 0 if description is None else description.first_log
+        return [number for number in files.log_numbers(self.path) if number >= first]
 
     def sizes(self, tables: Iterable[str]) -> dict[str, int]:
         """Return the bytes of the pages of each table, by the name of its file.
@@ -388,8 +416,30 @@ class Directory:
                 f"{description.library}, or migrate it there with `durus-bdb export` and here with `durus-bdb migrate`"
             )
 
-    def verify_files(self, description: Description, tables: list[str]) -> None:
+    def verify_key(self, description: Description, key: str | None) -> None:
+        """Look whether this is the key; before the library is let near the files, which a wrong one would damage.
+
+        Raises:
+            KeyNeeded: it is None, and the storage is encrypted. WrongKey: it is encrypted with another one.
+            OptionError: the storage is not encrypted.
+        """
+        if key is None:
+            if description.encrypted:
+                raise KeyNeeded(f"{self.path} is encrypted: give the key, as `key` or with --key-file")
+        elif not description.encrypted:
+            raise OptionError(
+                f"{self.path} is not encrypted: leave the key out, or copy it into an encrypted one by a restore"
+            )
+        elif not keys.fits(key, description.key_check):
+            raise WrongKey(f"{self.path} is encrypted with another key: give the right one")
+
+    def verify_files(self, description: Description, tables: list[str], key: str | None = None) -> None:
         """Look whether every file is there that the library will need.
+
+        Args:
+            description: what ``storage.json`` says.
+            tables: names.
+            key: the right one.
 
         Raises:
             DamagedError: one is missing or too short; it is named.
@@ -413,9 +463,9 @@ class Directory:
                     f"{self.path / files.log_name(number)} is missing, and log files {description.first_log} to {last} "
                     "are needed: put it back, or restore the storage from a backup"
                 )
-        self._verify_checkpoint(description)
+        self._verify_checkpoint(description, key)
 
-    def _verify_checkpoint(self, description: Description) -> None:
+    def _verify_checkpoint(self, description: Description, key: str | None) -> None:
         """Look for the record of the newest known checkpoint: the tables may hold whatever happened up to there.
 
         The library takes a log that ends before it for complete, and would then write records with positions that
@@ -424,7 +474,7 @@ class Directory:
         if not description.checkpoint_log:
             return
         where, offset = self.path / files.log_name(description.checkpoint_log), description.checkpoint_offset
-        if not (where.exists() and files.is_checkpoint(where, offset)):
+        if not (where.exists() and files.is_checkpoint(where, offset, key)):
             raise DamagedError(
                 f"{where} is damaged, or not the one that belongs here: the checkpoint at offset {offset} is not in "
                 "it. Put the right one back, or restore the storage from a backup"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -183,8 +184,15 @@ def explained(path: Path) -> Iterator[None]:
         raise explain(error, path) from error
 
 
-def _configured(cachesize: int) -> Any:
-    environment = db.DBEnv()
+def _encrypted(handle: Any, key: str | None) -> Any:
+    """Have an environment, or a table without one, encrypted; return it. The tables of an environment need a flag."""
+    if key is not None:
+        handle.set_encrypt(key.encode(), db.DB_ENCRYPT_AES)
+    return handle
+
+
+def _configured(cachesize: int, key: str | None) -> Any:
+    environment = _encrypted(db.DBEnv(), key)
     environment.set_cachesize(cachesize >> 30, cachesize & ((1 << 30) - 1), 1)
     environment.set_get_returns_none(2)
     environment.mutex_set_increment(MUTEXES + cachesize // PAGE_SIZE)
@@ -192,8 +200,8 @@ def _configured(cachesize: int) -> Any:
     return environment
 
 
-def _transactional(path: Path, cachesize: int, flags: int = 0) -> Any:
-    environment = _configured(cachesize)
+def _transactional(path: Path, cachesize: int, key: str | None, flags: int = 0) -> Any:
+    environment = _configured(cachesize, key)
     environment.set_lg_max(LOG_FILE_SIZE)
     environment.set_lg_bsize(LOG_BUFFER)
     return _opened(environment, path, _TRANSACTIONAL | flags)
@@ -225,7 +233,7 @@ def scratch_directory(what: str) -> Iterator[Path]:
         ) from error
 
 
-def end_of_log(path: Path) -> int:
+def end_of_log(path: Path, key: str | None = None) -> int:
     """Return the offset at which the last whole record of a log file ends, as the library finds it; 0: it has none.
 
     It is asked about a copy, in the temporary directory: opening a log may write to it.
@@ -236,7 +244,8 @@ def end_of_log(path: Path) -> int:
     with scratch_directory(f"a copy of {path}") as scratch:
         shutil.copyfile(path, scratch / path.name)
         try:
-            environment = _opened(db.DBEnv(), scratch, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
+            flags = db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD
+            environment = _opened(_encrypted(db.DBEnv(), key), scratch, flags)
         except (db.DBRunRecoveryError, db.DBInvalidArgError):
             return 0
         try:
@@ -283,7 +292,7 @@ def log_records(
             environment.close()
 
 
-def run_recovery(path: Path, cachesize: int, *, whole_log: bool = False) -> None:
+def run_recovery(path: Path, cachesize: int, *, whole_log: bool = False, key: str | None = None) -> None:
     """Let the library recover the environment at `path`.
 
     Args:
@@ -291,19 +300,24 @@ def run_recovery(path: Path, cachesize: int, *, whole_log: bool = False) -> None
         cachesize: bytes.
         whole_log: from the first record of the log that is there on, instead of from the last checkpoint: for tables
             that are older than that.
+        key: the right one; a wrong one damages the files.
 
     Raises:
         LIBRARY_ERRORS: it cannot.
     """
-    _transactional(path, cachesize, db.DB_RECOVER_FATAL if whole_log else db.DB_RECOVER).close()
+    _transactional(path, cachesize, key, db.DB_RECOVER_FATAL if whole_log else db.DB_RECOVER).close()
 
 
 class Environment:
     """An open environment with its tables. Make one with `create`, `open` or `read`."""
 
-    def __init__(self, path: Path, environment: Any, tables: dict[str, Table], *, writable: bool) -> None:
+    def __init__(
+        self, path: Path, environment: Any, tables: dict[str, Table], *, writable: bool, key: str | None
+    ) -> None:
         """Take over open handles; use the class methods instead."""
         self.path = path
+        self.key = key
+        """What it is encrypted with; None: it is not."""
         self.writable = writable
         self.tables = tables
         self._environment = environment
@@ -312,40 +326,64 @@ class Environment:
 
     @classmethod
     def create(
-        cls, path: Path, cachesize: int, type: str, fill: Callable[[dict[str, Table], Transaction], None]
+        cls,
+        path: Path,
+        cachesize: int,
+        type: str,
+        fill: Callable[[dict[str, Table], Transaction], None],
+        *,
+        key: str | None = None,
     ) -> Environment:
         """Create the tables in an empty directory, let `fill` write their first rows, all in one transaction."""
         with explained(path):
-            environment = _transactional(path, cachesize)
-            tables: dict[str, Table] = {}
-            with _abandoning(tables, environment):
-                _create_tables(environment, tables, type, fill)
-                created = cls(path, environment, tables, writable=True)
+            environment = _transactional(path, cachesize, key)
+            created = cls(path, environment, {}, writable=True, key=key)
+            with _abandoning(created.tables, environment):
+                created._create_tables(type, fill)
                 created.checkpoint()
             return created
 
     @classmethod
-    def open(cls, path: Path, cachesize: int) -> Environment:
+    def open(cls, path: Path, cachesize: int, *, key: str | None = None) -> Environment:
         """Open an environment that was closed or recovered, for reading and writing."""
         with explained(path):
-            environment = _transactional(path, cachesize)
-            return cls._with_tables(path, environment, db.DB_AUTO_COMMIT, writable=True)
+            environment = _transactional(path, cachesize, key)
+            return cls(path, environment, {}, writable=True, key=key)._with_tables(db.DB_AUTO_COMMIT)
 
     @classmethod
-    def read(cls, path: Path, cachesize: int) -> Environment:
+    def read(cls, path: Path, cachesize: int, *, key: str | None = None) -> Environment:
         """Open an environment that was closed, without logs and transactions: nothing is written anywhere."""
         with explained(path):
-            environment = _opened(_configured(cachesize), path, _READING)
-            return cls._with_tables(path, environment, db.DB_RDONLY, writable=False)
+            environment = _opened(_configured(cachesize, key), path, _READING)
+            return cls(path, environment, {}, writable=False, key=key)._with_tables(db.DB_RDONLY)
 
-    @classmethod
-    def _with_tables(cls, path: Path, environment: Any, flags: int, *, writable: bool) -> Environment:
-        tables: dict[str, Table] = {}
-        with _abandoning(tables, environment):
+    def _with_tables(self, flags: int) -> Environment:
+        with _abandoning(self.tables, self._environment):
             for name in TABLES:
-                tables[name] = handle = db.DB(environment)
+                handle = self._handle(name)
                 handle.open(name + TABLE_SUFFIX, dbtype=db.DB_UNKNOWN, flags=flags | db.DB_THREAD)
-        return cls(path, environment, tables, writable=writable)
+        return self
+
+    def _handle(self, name: str) -> Any:
+        """Return the handle of a table that is not open yet. What is not encrypted is refused where there is a key."""
+        self.tables[name] = handle = db.DB(self._environment)
+        handle.set_flags(db.DB_CHKSUM if self.key is None else db.DB_CHKSUM | db.DB_ENCRYPT)
+        return handle
+
+    def _create_tables(self, type: str, fill: Callable[[dict[str, Table], Transaction], None]) -> None:
+        transaction = self.begin()
+        try:
+            for name in TABLES:
+                method = db.DB_HASH if name == OBJECTS and type == "hash" else db.DB_BTREE
+                handle = self._handle(name)
+                handle.set_pagesize(PAGE_SIZE)
+                flags = db.DB_CREATE | db.DB_THREAD
+                handle.open(name + TABLE_SUFFIX, dbtype=method, flags=flags, mode=MODE, txn=transaction)
+            fill(self.tables, transaction)
+            transaction.commit(db.DB_TXN_SYNC)
+        except BaseException:
+            _quietly(transaction.abort)
+            raise
 
     def checkpoint(self) -> None:
         """Write every page that was changed, so that recovery needs no log from before this. Takes as long as it takes.
@@ -480,25 +518,6 @@ class Environment:
         _abandon(self.tables.values(), self._environment)
 
 
-def _create_tables(
-    environment: Any, tables: dict[str, Table], type: str, fill: Callable[[dict[str, Table], Transaction], None]
-) -> None:
-    transaction = environment.txn_begin()
-    try:
-        for name in TABLES:
-            method = db.DB_HASH if name == OBJECTS and type == "hash" else db.DB_BTREE
-            tables[name] = handle = db.DB(environment)
-            handle.set_pagesize(PAGE_SIZE)
-            handle.set_flags(db.DB_CHKSUM)
-            flags = db.DB_CREATE | db.DB_THREAD
-            handle.open(name + TABLE_SUFFIX, dbtype=method, flags=flags, mode=MODE, txn=transaction)
-        fill(tables, transaction)
-        transaction.commit(db.DB_TXN_SYNC)
-    except BaseException:
-        _quietly(transaction.abort)
-        raise
-
-
 @contextmanager
 def _abandoning(tables: dict[str, Table], environment: Any) -> Iterator[None]:
     """Close everything where the block fails."""
@@ -547,9 +566,11 @@ def rows(table: Table) -> Iterator[tuple[bytes, bytes]]:
 def scratch_table(cachesize: int) -> Table:
     """Return a table that no file name leads to: in memory, and in a temporary file beyond `cachesize` bytes.
 
-    It lives until it is closed, or the process ends.
+    It lives until it is closed, or the process ends. The file is encrypted with a key that nobody keeps, as it may hold
+    what comes from an encrypted storage.
     """
-    handle = db.DB()
+    handle = _encrypted(db.DB(), os.urandom(32).hex())
+    handle.set_flags(db.DB_ENCRYPT)
     handle.set_cachesize(cachesize >> 30, cachesize & ((1 << 30) - 1), 1)
     handle.set_get_returns_none(2)
     handle.open(None, dbtype=db.DB_BTREE, flags=db.DB_CREATE)

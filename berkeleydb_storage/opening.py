@@ -23,8 +23,9 @@ from berkeleydb_storage.errors import (
     RecoveryNeeded,
     StorageNotFound,
 )
-from berkeleydb_storage.format import FORMAT_VERSION
+from berkeleydb_storage.format import ENCRYPTED_VERSION, FORMAT_VERSION
 from berkeleydb_storage.identity import renew_identity
+from berkeleydb_storage.keys import make_check
 from berkeleydb_storage.options import Options
 from berkeleydb_storage.recovery import recover, recover_copy, rehearse
 from berkeleydb_storage.upgrade import upgrade, verify_format
@@ -50,8 +51,8 @@ def open_storage(path: str | os.PathLike[str], options: Options) -> Opened:
     """Open the storage at `path`, or create it in an empty directory.
 
     Raises:
-        StorageNotFound, NotAStorage, StorageInUse, NewerFormat, LibraryMismatch, RecoveryNeeded, DamagedError,
-        OptionError, DiskFullError: as their descriptions say; whatever was there is left as it was.
+        StorageNotFound, NotAStorage, StorageInUse, NewerFormat, LibraryMismatch, WrongKey, KeyNeeded, RecoveryNeeded,
+        DamagedError, OptionError, DiskFullError: as their descriptions say; whatever was there is left as it was.
     """
     directory = Directory(path)
     if not directory.has_lock():
@@ -79,9 +80,9 @@ def _look(directory: Directory, options: Options) -> None:
 def _create(directory: Directory, options: Options) -> Opened:
     type = options.type or "btree"
     directory.clear()
-    directory.write(Description(FORMAT_VERSION, LIBRARY, type, CREATING))
+    directory.write(_new_description(type, options.key))
     failpoints.reached("create.begun")
-    environment = Environment.create(directory.path, options.cachesize, type, engine.new_storage)
+    environment = Environment.create(directory.path, options.cachesize, type, engine.new_storage, key=options.key)
     failpoints.reached("create.tables")
     log, offset = environment.last_checkpoint()
     _mark(directory, OPEN, checkpoint_log=log, checkpoint_offset=offset, durable=options.durable)
@@ -90,10 +91,17 @@ def _create(directory: Directory, options: Options) -> Opened:
     return Opened(directory, environment, type, False)
 
 
+def _new_description(type: str, key: str | None) -> Description:
+    if key is None:
+        return Description(FORMAT_VERSION, LIBRARY, type, CREATING)
+    return Description(ENCRYPTED_VERSION, LIBRARY, type, CREATING, encrypted=True, key_check=make_check(key))
+
+
 def _verify(directory: Directory, description: Description, options: Options) -> None:
     directory.verify_library(description, LIBRARY)
     verify_format(directory, description, read_only=options.read_only)
-    directory.verify_files(description, list(TABLES))
+    directory.verify_key(description, options.key)
+    directory.verify_files(description, list(TABLES), options.key)
     if options.type not in (None, description.type):
         raise OptionError(
             f"{directory.path} was created with type={description.type!r}, which stays; leave the option out, or "
@@ -115,7 +123,7 @@ def _open(directory: Directory, description: Description, options: Options) -> O
         if unclean or options.do_recover:
             reason = "was not closed" if unclean else "is to be recovered"
             doubtful = _recover(directory, description, options, reason)
-        environment = Environment.open(directory.path, options.cachesize)
+        environment = Environment.open(directory.path, options.cachesize, key=options.key)
     except BaseException:
         if not unclean:
             directory.write(description)
@@ -123,7 +131,7 @@ def _open(directory: Directory, description: Description, options: Options) -> O
     try:
         if unclean:
             environment.checkpoint()
-        if description.format != FORMAT_VERSION:
+        if description.format < FORMAT_VERSION:
             upgrade(directory, description, environment)
         if doubtful or restored:
             renew_identity(environment)
@@ -147,8 +155,8 @@ def _recover(directory: Directory, description: Description, options: Options, r
 
     failpoints.reached("recover.begin")
     if shortened := directory.shortened(description):
-        rehearse(directory, options.cachesize, shortened)
-    recover(directory.path, options.cachesize, reason, doubt)
+        rehearse(directory, options.cachesize, shortened, key=options.key)
+    recover(directory.path, options.cachesize, reason, doubt, key=options.key)
     failpoints.reached("recover.done")
     return not directory.update().durable
 
@@ -164,7 +172,7 @@ def _read(directory: Directory, description: Description | None, options: Option
         raise StorageNotFound(f"{directory.path} holds no storage yet: open it for writing once")
     _verify(directory, description, options)
     if description.state == CLOSED:
-        environment = Environment.read(directory.path, options.cachesize)
+        environment = Environment.read(directory.path, options.cachesize, key=options.key)
         return Opened(directory, environment, description.type, False)
     if options.do_recover is False:
         raise _recovery_needed(directory)
@@ -180,8 +188,8 @@ def _read(directory: Directory, description: Description | None, options: Option
                 "for it, or open it for writing, which recovers it in place"
             ) from error
         logger.info("copied in %.1f s", time.monotonic() - started)
-        recover_copy(directory, Path(copy.name), options.cachesize)
-        environment = Environment.read(Path(copy.name), options.cachesize)
+        recover_copy(directory, Path(copy.name), options.cachesize, key=options.key)
+        environment = Environment.read(Path(copy.name), options.cachesize, key=options.key)
     except BaseException:
         copy.cleanup()
         raise
@@ -192,7 +200,8 @@ def _mark(directory: Directory, state: str, **changes: object) -> None:
     numbers = files.log_numbers(directory.path)
     if state == CLOSED:
         changes["sizes"] = directory.sizes(TABLES)
-    directory.update(state=state, last_log=numbers[-1], first_log=numbers[0], **changes)
+    noted = directory.update()
+    directory.update(state=state, last_log=numbers[-1], first_log=noted.first_log or numbers[0], **changes)
 
 
 def close_storage(opened: Opened) -> None:

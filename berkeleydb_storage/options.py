@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from berkeleydb_storage.errors import OptionError
+from berkeleydb_storage.keys import require_key
 
 TYPES = ("btree", "hash")
 MINIMUM_CACHE = 1 << 20
@@ -44,6 +45,10 @@ class Options:
     repair: bool = False
     """Check everything at open, after recovery, and rebuild counts and queues. Cost: reads the whole storage."""
 
+    key: str | None = field(default=None, repr=False)
+    """What the tables and the log are encrypted with: long and random. None: a new storage is not encrypted. Cost: a
+    page or a record of the log takes about twice as long to read or write; loads from the cache cost the same."""
+
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
 
@@ -54,6 +59,8 @@ class Options:
             raise OptionError(f'type is "btree" or "hash", not {self.type!r}')
         if not isinstance(self.cachesize, int) or self.cachesize < MINIMUM_CACHE:
             raise OptionError(f"cachesize is a number of bytes, at least {MINIMUM_CACHE}, not {self.cachesize!r}")
+        if self.key is not None:
+            require_key(self.key)
         if self.read_only and self.repair:
             raise OptionError("repair=True writes: it cannot be combined with read_only=True")
         if self.read_only and self.validate_garbage:

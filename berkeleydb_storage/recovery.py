@@ -44,7 +44,7 @@ REPORT_EVERY = 5.0
 """Seconds between two log lines while a recovery runs."""
 
 
-def rehearse(directory: Directory, cachesize: int, shortened: list[Path]) -> None:
+def rehearse(directory: Directory, cachesize: int, shortened: list[Path], *, key: str | None = None) -> None:
     """Recover a copy of a storage whose tables are shorter than they were, which may mean that they were cut off.
 
     Raises:
@@ -58,13 +58,13 @@ def rehearse(directory: Directory, cachesize: int, shortened: list[Path]) -> Non
         except OSError as error:
             logger.warning("no copy was made (%s): %s is recovered itself", error, directory.path)
             return
-        recover_copy(directory, copy, cachesize)
+        recover_copy(directory, copy, cachesize, key=key)
 
 
-def roll_forward(path: Path, cachesize: int) -> None:
+def roll_forward(path: Path, cachesize: int, *, key: str | None = None) -> None:
     """Bring the tables of a copy that was made of a storage in use to the end of the log that is with them.
 
-    The log must go back to the checkpoint before the copying began. `cachesize` is in bytes.
+    The log must go back to the checkpoint before the copying began. `cachesize` is in bytes; `key` is the right one.
 
     Raises:
         DamagedError: they do not fit together, or a page was not copied whole. The copy is of no use then.
@@ -72,25 +72,27 @@ def roll_forward(path: Path, cachesize: int) -> None:
     """
     sizes = {where: where.stat().st_size for where in _table_files(path)}
     try:
-        run_recovery(path, cachesize, whole_log=True)
+        run_recovery(path, cachesize, whole_log=True, key=key)
     except LIBRARY_ERRORS as error:
-        raise _diagnosis(path, error) from error
-    _require_whole_tables(sizes)
+        raise _diagnosis(path, error, key) from error
+    _require_whole_tables(sizes, key)
 
 
-def recover_copy(directory: Directory, copy: Path, cachesize: int) -> None:
+def recover_copy(directory: Directory, copy: Path, cachesize: int, *, key: str | None = None) -> None:
     """Recover a copy of a storage.
 
     Raises:
         DamagedError: it cannot be; what is named is the original, which is as it was.
     """
     try:
-        recover(copy, cachesize, f"is a copy of {directory.path}, which was not closed")
+        recover(copy, cachesize, f"is a copy of {directory.path}, which was not closed", key=key)
     except DamagedError as error:
         raise DamagedError(str(error).replace(str(copy), str(directory.path))) from error
 
 
-def recover(path: Path, cachesize: int, reason: str, doubt: Callable[[bool], object] = bool) -> None:
+def recover(
+    path: Path, cachesize: int, reason: str, doubt: Callable[[bool], object] = bool, *, key: str | None = None
+) -> None:
     """Bring the tables at `path` to the state of the last transaction that is whole in the log.
 
     Args:
@@ -98,6 +100,7 @@ def recover(path: Path, cachesize: int, reason: str, doubt: Callable[[bool], obj
         cachesize: bytes, at least.
         reason: why, for the log line, after the path.
         doubt: called with True before the log is cut off at a damaged record, and with False if that is put back.
+        key: the right one: with another one all is damage.
 
     Logs how long it took; while it runs, a line every `REPORT_EVERY` seconds; and a warning where the log was cut
     off at a damaged record, because acknowledged commits may have been behind it.
@@ -108,37 +111,32 @@ def recover(path: Path, cachesize: int, reason: str, doubt: Callable[[bool], obj
         DiskFullError: there is no room to recover; it can be tried again.
     """
     started = time.monotonic()
-    log_bytes = sum(_used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
+    log_bytes = sum(files.used_bytes(path / files.log_name(number)) for number in Directory(path).needed_logs())
     logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
     sizes = {where: where.stat().st_size for where in _table_files(path)}
-    dropped = _drop_tail(path, doubt)
+    dropped = _drop_tail(path, doubt, key)
     with _reporting(path, started, log_bytes):
         try:
-            run_recovery(path, max(cachesize, _cache_for(path, log_bytes)))
+            run_recovery(path, max(cachesize, _cache_for(path, log_bytes)), key=key)
         except LIBRARY_ERRORS as error:
-            explained = _diagnosis(path, error)
+            explained = _diagnosis(path, error, key)
             if dropped is not None and isinstance(explained, DamagedError):
                 dropped.put_back()
                 doubt(False)
             raise explained from error
-    _require_whole_tables(sizes)
+    _require_whole_tables(sizes, key)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
 
 
-def _require_whole_tables(sizes: dict[Path, int]) -> None:
+def _require_whole_tables(sizes: dict[Path, int], key: str | None) -> None:
     """Look whether the log had all pages that were missing at the ends of the tables; `sizes`: before the recovery.
 
     Otherwise they are pages of zeros now, which the library takes for new ones, and is lost in forever.
     """
     for table, size in sizes.items():
-        missing = files.missing_pages(table) + sum(1 for _ in files.bad_pages(table, start=size // PAGE_SIZE))
+        missing = files.missing_pages(table) + sum(1 for _ in files.bad_pages(table, key, start=size // PAGE_SIZE))
         if missing:
             raise DamagedError(f"{table} was cut off, {missing} pages are missing: restore the storage from a backup")
-
-
-def _used_bytes(path: Path) -> int:
-    status = path.stat()
-    return min(status.st_size, status.st_blocks * 512)
 
 
 def _table_files(path: Path) -> Iterator[Path]:
@@ -169,15 +167,15 @@ class _Dropped:
                 file.write(self.contents)
 
 
-def _drop_tail(path: Path, doubt: Callable[[bool], object]) -> _Dropped | None:
+def _drop_tail(path: Path, doubt: Callable[[bool], object], key: str | None) -> _Dropped | None:
     """Cut the log after its last whole record, and log what that means.
 
     Raises:
         DamagedError: the tables hold what happened after that, so that the log was whole once. Nothing was changed.
     """
-    for number in reversed(files.log_numbers(path)):
+    for number in reversed(Directory(path).needed_logs()):
         last = path / files.log_name(number)
-        end = end_of_log(last)
+        end = end_of_log(last, key)
         tail = files.log_tail(last, end)
         if not end and not tail.size:
             continue
@@ -240,12 +238,12 @@ def _reporting(path: Path, started: float, log_bytes: int) -> Iterator[None]:
         reporter.join()
 
 
-def _diagnosis(path: Path, error: Exception) -> BerkeleyDBStorageError:
+def _diagnosis(path: Path, error: Exception, key: str | None) -> BerkeleyDBStorageError:
     """Return what made a recovery fail; the library does not tell a full disk from damage then."""
     explained = explain(error, path)
     if isinstance(explained, DiskFullError):
         return explained
-    if found := _damage(path):
+    if found := _damage(path, key):
         return DamagedError(f"{found}, or restore from a backup ({error})")
     if (free := shutil.disk_usage(path).free) < ROOM:
         return DiskFullError(
@@ -257,22 +255,22 @@ def _diagnosis(path: Path, error: Exception) -> BerkeleyDBStorageError:
     )
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, key: str | None) -> str | None:
     """Return what is damaged and what to do, None where there is nothing."""
     for where in _table_files(path):
-        for page in files.bad_pages(where, zeros=True):
+        for page in files.bad_pages(where, key, zeros=True):
             return f"page {page} of {where} is damaged, so that it cannot be recovered: put an undamaged copy back"
-    for log, offset in _damaged_logs(path):
+    for log, offset in _damaged_logs(path, key):
         return f"{log} is damaged at offset {offset}: put an undamaged copy back"
     return None
 
 
-def _damaged_logs(path: Path) -> Iterator[tuple[Path, int]]:
+def _damaged_logs(path: Path, key: str | None) -> Iterator[tuple[Path, int]]:
     """Yield the log files, but for the last, that are not whole, and where their last whole record ends."""
-    numbers = files.log_numbers(path)
+    numbers = Directory(path).needed_logs()
     for number, following in pairwise(numbers):
         log = path / files.log_name(number)
-        end = end_of_log(log)
+        end = end_of_log(log, key)
         with (path / files.log_name(following)).open("rb") as file:
             header = file.read(LOG_HEADER.size).ljust(LOG_HEADER.size, b"\0")
         if files.log_tail(log, end).size or end <= LOG_HEADER.unpack(header)[0]:

@@ -53,6 +53,7 @@ class BerkeleyDBStorage(Session):
         backup: Every | None = None,
         readonly: bool | None = None,
         repair: bool | None = None,
+        key: str | None = None,
     ) -> None:
         """Open the storage in the directory `path`, or create it there.
 
@@ -76,6 +77,9 @@ class BerkeleyDBStorage(Session):
             readonly: what Durus calls `read_only`.
             repair: Durus' option: check everything now, and rebuild reference counts and queues where they are wrong.
                 Cost: reads the whole storage.
+            key: what the tables and the log are encrypted with, or are to be in a new storage; default None: nothing.
+                `key_from_file`, `key_from_command` and `key_from_environment` find one. Cost: of what is not in the
+                cache, about twice the time.
 
         Raises:
             StorageNotFound: `path` does not exist, or is to be read and holds no storage.
@@ -84,7 +88,8 @@ class BerkeleyDBStorage(Session):
             NewerFormat, LibraryMismatch: a newer version, or one of another library, wrote it.
             RecoveryNeeded: `do_recover` is False, and it must be.
             DamagedError: a file is missing or damaged; it is named.
-            OptionError: an option makes no sense.
+            OptionError: an option makes no sense, or there is a key and the storage is not encrypted.
+            WrongKey, KeyNeeded: it is encrypted with another key, or there is none.
             DiskFullError: there is no room to create or recover it.
         """
         options = Options(
@@ -96,6 +101,7 @@ class BerkeleyDBStorage(Session):
             async_log_write=async_log_write,
             validate_garbage=validate_garbage,
             repair=bool(repair),
+            key=key,
         )
         verify_policies(checkpoint, garbage_collection, backup)
         self._open(options, path, checkpoint or CheckpointThread(), garbage_collection or GarbageThread(), backup)

@@ -54,7 +54,7 @@ def verify_format(directory: Directory, description: Description, *, read_only: 
             f"{directory.path} has format {description.format}, and this version of the package cannot upgrade it to "
             f"{FORMAT_VERSION}: see UPGRADING for the version that can"
         )
-    if read_only and description.format != FORMAT_VERSION and description.format not in READABLE:
+    if read_only and description.format < FORMAT_VERSION and description.format not in READABLE:
         raise BerkeleyDBStorageError(
             f"{directory.path} has format {description.format}, and this version of the package reads format "
             f"{FORMAT_VERSION}: open it for writing once, which upgrades it"

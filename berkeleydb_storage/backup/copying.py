@@ -174,8 +174,9 @@ class Copying:
     def _close(self, target: Path, moment: Moment) -> None:
         """Recover the copy, and make it a storage that was closed and needs no log but the newest."""
         try:
-            roll_forward(target, DEFAULT_CACHE)
-            environment = Environment.open(target, DEFAULT_CACHE)
+            key = self._engine.environment.key
+            roll_forward(target, DEFAULT_CACHE, key=key)
+            environment = Environment.open(target, DEFAULT_CACHE, key=key)
             try:
                 found = Journal(environment.tables)
                 if (found.tid, found.state.objects) != (moment.tid, moment.objects):
