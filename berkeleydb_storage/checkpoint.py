@@ -8,7 +8,8 @@ Invariants:
 1. A log file is removed only after a checkpoint that makes it needless has completed, and after ``storage.json``
    says that it is not needed.
 2. One checkpoint runs at a time. Commits go on meanwhile.
-3. While a backup needs log files, none of those is removed; the next checkpoint after it removes them.
+3. While a backup or an archive needs log files, none of those is removed: `holding` says which. Recovery does not
+   depend on them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from berkeleydb_storage import failpoints, files
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import Environment
 from berkeleydb_storage.errors import OptionError, StorageClosed
+from berkeleydb_storage.holding import Holds
 
 logger = logging.getLogger(__name__)
 
@@ -101,18 +103,21 @@ class CheckpointThread(CheckpointInline):
 class Checkpointer:
     """Makes checkpoints of one environment and removes the logs that they make needless. Any thread may call it."""
 
-    def __init__(self, environment: Environment, directory: Directory, policy: checkpoint_interface) -> None:
+    def __init__(
+        self, environment: Environment, directory: Directory, holds: Holds, policy: checkpoint_interface
+    ) -> None:
         """Start counting now."""
         self.policy = policy
         self._environment = environment
         self._directory = directory
+        self._holds = holds
         self._running = threading.Lock()
         self._position = environment.log_position()  # guarded by _running
         self._transactions = environment.transactions()  # guarded by _running
         self._time = time.monotonic()  # guarded by _running
         self.completed = 0  # guarded by _running
         self._stopped = False  # guarded by _running
-        self._kept: int | None = None  # set under _running: no log file is removed from this number on
+        self._needed = 0  # guarded by _running: the oldest log file that recovery needs since the last checkpoint
 
     def numbers(self) -> CheckpointNumbers:
         """Return what the policy is told. What a checkpoint itself writes into the log does not count."""
@@ -142,7 +147,7 @@ class Checkpointer:
 
     @contextmanager
     def keeping_logs(self) -> Iterator[int]:
-        """Make a checkpoint, and remove no log file from there on until the block is left; one at a time.
+        """Make a checkpoint, and remove no log file from there on until the block is left.
 
         Gives the number of the first that recovery needs from now on.
 
@@ -152,11 +157,10 @@ class Checkpointer:
         with self._running:
             self._require_running()
             self._checkpoint()
-            self._kept = first = files.log_numbers(self._directory.path)[0]
-        try:
+            first, pinned = self._needed, ExitStack()
+            pinned.enter_context(self._holds.pinned(first))
+        with pinned:
             yield first
-        finally:
-            self._kept = None
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -206,17 +210,23 @@ class Checkpointer:
         return sizes if quiet is not None and quiet == self._environment.quiet_since() else {}
 
     def _remove_logs(self, changes: dict[str, object]) -> None:
-        present = files.log_numbers(self._directory.path)
-        needless = set(self._environment.removable_logs()) & set(present[:-1])
-        kept = self._kept
-        if kept is not None:
-            needless = {number for number in needless if number < kept}
-        needed = [number for number in present if number not in needless]
+        path = self._directory.path
+        present = files.log_numbers(path)
+        needed = self._first_needed(present)
         log, offset = self._environment.last_checkpoint()
-        self._directory.update(
-            first_log=needed[0], last_log=needed[-1], checkpoint_log=log, checkpoint_offset=offset, **changes
-        )
-        failpoints.reached("checkpoint.logs-noted")
-        for number in sorted(needless):
-            (self._directory.path / files.log_name(number)).unlink(missing_ok=True)
+        with self._holds.settling(needed) as kept:
+            self._directory.update(
+                first_log=needed, last_log=present[-1], checkpoint_log=log, checkpoint_offset=offset, **changes
+            )
+            failpoints.reached("checkpoint.logs-noted")
+            for number in present:
+                if number < kept:
+                    (path / files.log_name(number)).unlink(missing_ok=True)
+        self._needed = needed
         failpoints.reached("checkpoint.logs-removed")
+
+    def _first_needed(self, present: list[int]) -> int:
+        """Return the oldest log file that recovery needs. The library does not name those before a gap."""
+        needless = self._environment.removable_logs()
+        first = needless[-1] + 1 if needless else files.oldest_without_gap(self._directory.path)
+        return min(max(first, self._holds.needed), present[-1])

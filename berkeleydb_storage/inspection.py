@@ -21,6 +21,7 @@ from berkeleydb_storage.errors import MigrationError, StorageInUse, StorageNotFo
 from berkeleydb_storage.files import TABLE_SUFFIX, log_number
 from berkeleydb_storage.format import PENDING, UNSETTLED, pack_uint64, unpack_uint64
 from berkeleydb_storage.garbage.policy import GarbageManual
+from berkeleydb_storage.holding import Held, Holds
 from berkeleydb_storage.records import class_name, from_json, to_json, to_text
 from berkeleydb_storage.session import Session
 from berkeleydb_storage.storage import BerkeleyDBStorage
@@ -62,6 +63,8 @@ class Outside:
     """The process that has it open for writing, None where there is none, or where it was not looked for."""
     tables: tuple[FileSize, ...]
     logs: tuple[FileSize, ...]
+    holds: tuple[Held, ...] = ()
+    """The backups and archives that log files are kept for, which recovery does not need; who holds most first."""
 
     @property
     def disk(self) -> int:
@@ -110,6 +113,8 @@ class Inside:
     """In the records of these."""
     recovered: bool
     """Whether its last owner had not closed it."""
+    holds: tuple[Held, ...] = ()
+    """As `Outside.holds`."""
 
     @property
     def cache_hit_rate(self) -> float | None:
@@ -151,6 +156,7 @@ def figures(storage: BerkeleyDBStorage) -> Inside:
         collected=known.collected.objects,
         collected_bytes=known.collected.bytes,
         recovered=known.recovered,
+        holds=known.holds,
     )
 
 
@@ -189,6 +195,7 @@ def outside(path: str | Path, pid: int | None = None) -> Outside:
         pid=pid,
         tables=tuple(size for size in sizes if size.name.endswith(TABLE_SUFFIX)),
         logs=tuple(size for size in sizes if log_number(size.name) is not None),
+        holds=Holds(directory, writable=False).figures(),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from berkeleydb_storage.errors import DiskFullError
@@ -30,6 +31,9 @@ class Room:
         self._path = path
         self._credit = 0
         self._measured = float("-inf")
+        self.relief: Callable[[int], bool] | None = None
+        """Called where there is too little room, with the bytes that are missing; returns whether it made any. Set
+        before the storage is used."""
 
     def need(self, size: int) -> None:
         """Make sure that `size` bytes of records can be written.
@@ -40,13 +44,20 @@ class Room:
         wanted = size * AMPLIFICATION
         now = time.monotonic()
         if self._credit < wanted or now - self._measured > STALE_AFTER:
-            status = os.statvfs(self._path)
-            free = status.f_bavail * status.f_frsize
-            reserve = min(RESERVE, status.f_blocks * status.f_frsize // RESERVE_SHARE)
-            self._credit, self._measured = free - reserve, now
+            free, reserve = self._measure(now)
+            if self._credit < wanted and self.relief is not None and self.relief(wanted - self._credit):
+                free, reserve = self._measure(now)
             if self._credit < wanted:
                 raise DiskFullError(
                     f"the disk of {self._path} has {free:,} bytes free, and {wanted + reserve:,} are needed to commit "
                     f"{size:,} bytes safely: free some; nothing was lost, and the storage goes on when there is room"
                 )
         self._credit -= wanted
+
+    def _measure(self, now: float) -> tuple[int, int]:
+        """Look how much room there is; return the bytes that are free, and those that are to stay so."""
+        status = os.statvfs(self._path)
+        free = status.f_bavail * status.f_frsize
+        reserve = min(RESERVE, status.f_blocks * status.f_frsize // RESERVE_SHARE)
+        self._credit, self._measured = free - reserve, now
+        return free, reserve

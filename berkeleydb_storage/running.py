@@ -26,6 +26,7 @@ from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.errors import BerkeleyDBStorageError, DiskFullError
 from berkeleydb_storage.garbage.collector import Collector
 from berkeleydb_storage.garbage.policy import garbage_collection_interface
+from berkeleydb_storage.holding import Holds
 from berkeleydb_storage.maintenance import Worker, in_worker
 from berkeleydb_storage.opening import Opened, abandon_storage, close_storage
 
@@ -46,10 +47,12 @@ class Running:
         """Put everything together; nothing runs yet."""
         self.opened = opened
         self.engine = engine
+        self.holds = Holds(opened.directory, writable=opened.environment.writable)
         self.checkpointer: Checkpointer | None = None
         self.backups: Backups | None = None
         if opened.environment.writable:
-            self.checkpointer = Checkpointer(opened.environment, opened.directory, checkpoint)
+            self.checkpointer = Checkpointer(opened.environment, opened.directory, self.holds, checkpoint)
+            engine.transactions.room.relief = self.holds.relieve
             self.backups = Backups(engine, self.checkpointer, opened.directory, backup)
         self.collector = Collector(
             engine,
@@ -119,6 +122,7 @@ class Running:
             worker.stop()
         self.engine.stop()
         self.collector.close()
+        self.holds.stop()
         if self.checkpointer is not None:
             self.checkpointer.stop()
             failpoints.reached("close.checkpointed")
@@ -131,6 +135,7 @@ class Running:
             worker.stop()
         with suppress(BerkeleyDBStorageError):
             self.engine.stop()
+        self.holds.stop()
         if self.checkpointer is not None:
             self.checkpointer.halt()
         abandon_storage(self.opened)

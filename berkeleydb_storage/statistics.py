@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from berkeleydb_storage.garbage.collector import Collected
 from berkeleydb_storage.garbage.requests import Packing
+from berkeleydb_storage.holding import Held
 from berkeleydb_storage.running import Running
 
 
@@ -52,6 +53,8 @@ class Statistics:
     """Access method of the objects."""
     recovered: bool
     """Whether the last owner had not closed the storage."""
+    holds: tuple[Held, ...]
+    """The backups and archives that log files are kept for, which recovery does not need; who holds most first."""
 
 
 def take_statistics(running: Running) -> Statistics:
@@ -85,4 +88,5 @@ def take_statistics(running: Running) -> Statistics:
         cache_bytes=(cache["gbytes"] << 30) + cache["bytes"],
         type=running.opened.type,
         recovered=running.opened.recovered,
+        holds=running.holds.figures(),
     )

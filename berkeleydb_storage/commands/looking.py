@@ -16,6 +16,7 @@ from berkeleydb_storage.commands.command import Command, add_directory
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.directory import CLOSED, CREATING, Directory
 from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.holding import Held
 from berkeleydb_storage.inspection import ClassCount, FileSize, Inside, Outside
 from berkeleydb_storage.progress import Progress
 from berkeleydb_storage.storage import BerkeleyDBStorage
@@ -168,6 +169,7 @@ def _stat(arguments: argparse.Namespace, console: Console) -> int:
     values = {**asdict(outside), "disk": outside.disk, "inside": None}
     if inside is not None:
         values["inside"] = {**asdict(inside), "cache_hit_rate": inside.cache_hit_rate}
+        del values["inside"]["holds"]
     console.result(values, "\n".join(_stat_lines(outside, inside)), essential=True)
     return 0
 
@@ -180,6 +182,7 @@ def _stat_lines(outside: Outside, inside: Inside | None) -> Iterator[str]:
     else:
         yield from _inside_lines(inside)
     yield _log_line(outside)
+    yield from map(_hold_line, outside.holds)
     yield from _file_lines((*outside.tables, *outside.logs))
 
 
@@ -232,6 +235,11 @@ def _log_line(outside: Outside) -> str:
     needed = "nothing to recover" if outside.state == CLOSED else "what a recovery would read is in them"
     files = f"{len(outside.logs):,} file{'' if len(outside.logs) == 1 else 's'}"
     return f"log            {files}, {size / 1e6:,.1f} MB; {needed}"
+
+
+def _hold_line(held: Held) -> str:
+    size = f"{held.bytes / 1e6:,.1f} of at most {held.limit / 1e6:,.1f} MB"
+    return f"held           {size} of log, from {held.log}/{held.offset} since {_when(held.since)}, for {held.holder}"
 
 
 def _file_lines(sizes: Sequence[FileSize]) -> Iterator[str]:
