@@ -36,6 +36,7 @@ __all__ = [
     "NotAStorage",
     "ObjectExists",
     "OptionError",
+    "OwnerGone",
     "PasswordFileError",
     "PoolExhausted",
     "ReadOnlyError",
@@ -132,6 +133,10 @@ class LogGone(BackupError):
 
 class DamagedBackup(BackupError):
     """Raised when something in a backup or an archive is damaged or missing; it is named, and what can be restored."""
+
+
+class OwnerGone(BackupError):
+    """Raised when the process that has a storage open does not answer, or no longer; ask again, or open it."""
 
 
 class StoreUnreachable(BackupError):
