@@ -26,7 +26,7 @@ from typing import Any
 
 from berkeleydb_storage import failpoints, files
 from berkeleydb_storage.directory import Directory
-from berkeleydb_storage.errors import BackupError, DiskFullError, OptionError, StorageClosed
+from berkeleydb_storage.errors import DiskFullError, LogGone, OptionError, StorageClosed
 from berkeleydb_storage.files import Position
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Holds:
                 takes more, it is forgotten, with a warning; it takes up to a log file more in between.
 
         Raises:
-            BackupError: that log file is gone already. OptionError: an argument is not possible.
+            LogGone: that log file is not there any more. OptionError: an argument is not possible.
             DiskFullError, OSError: it could not be noted; what was held before still is.
             StorageClosed: nothing is held here.
         """
@@ -149,7 +149,7 @@ class Holds:
             self._require_writable()
             oldest = files.oldest_without_gap(self._directory.path)
             if known.log < oldest:
-                raise BackupError(
+                raise LogGone(
                     f"{self._directory.path / files.log_name(known.log)} is gone, the log goes back to file {oldest}: "
                     "copy everything"
                 )
