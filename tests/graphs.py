@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ def hand_out(storage, count):
     """Let the storage hand out oids until the first `count` are."""
     while number(storage.new_oid()) < count - 1:
         pass
+
+
+def copied(path, target):
+    """Copy the directory of a storage, which may be in use, without its sockets; return where to."""
+    return shutil.copytree(path, target, ignore=shutil.ignore_patterns("control", "socket"))
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import shlex
-import shutil
 import signal
 import struct
 import subprocess
@@ -21,7 +20,7 @@ import durusfiles
 import pytest
 from durus.connection import Connection
 from durus.file_storage import FileStorage
-from graphs import oid, record, table
+from graphs import copied, oid, record, table
 
 import berkeleydb_storage
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual, check, cli
@@ -79,7 +78,7 @@ def crashed(db, tmp_path):
         connection = Connection(storage)
         connection.get_root()["more"] = "of it"
         connection.commit()
-        shutil.copytree(db, tmp_path / "crashed")
+        copied(db, tmp_path / "crashed")
     return tmp_path / "crashed"
 
 
@@ -192,7 +191,7 @@ def test_check_prints_what_cannot_be_repaired(db, capsys):
 
 
 def test_check_of_a_damaged_page(db, tmp_path, capsys):
-    copy = shutil.copytree(db, tmp_path / "copy")
+    copy = copied(db, tmp_path / "copy")
     with (copy / "objects.db").open("r+b") as file:
         file.seek(4096 + 1000)
         file.write(b"damaged")
@@ -202,7 +201,7 @@ def test_check_of_a_damaged_page(db, tmp_path, capsys):
 
 def test_check_of_a_page_that_is_not_read_otherwise(db, tmp_path, capsys):
     """In a table of a free page, or behind what a cursor visits: only the checksums tell."""
-    copy = shutil.copytree(db, tmp_path / "copy")
+    copy = copied(db, tmp_path / "copy")
     with (copy / "garbage.db").open("r+b") as file:
         file.seek(0, os.SEEK_END)
         file.write(b"\x07" * 4096)
@@ -213,7 +212,7 @@ def test_check_of_a_page_that_is_not_read_otherwise(db, tmp_path, capsys):
 
 
 def test_check_of_a_missing_file(db, tmp_path, capsys):
-    copy = shutil.copytree(db, tmp_path / "copy")
+    copy = copied(db, tmp_path / "copy")
     (copy / "meta.db").unlink()
     assert "meta.db is missing" in run_here(capsys, "check", copy, code=1).out
 
@@ -602,7 +601,7 @@ def test_the_log_is_shown_above_the_bar(crashed):
 
 def test_verbose_and_quiet(crashed, tmp_path):
     for name in ("quiet", "verbose"):
-        shutil.copytree(crashed, tmp_path / name)
+        copied(crashed, tmp_path / name)
     assert run("check", tmp_path / "quiet", "--quiet") == ("", "")
     assert "durus-bdb: info: " in run("migrate", crashed, tmp_path / "new", "-v")[1]
     assert "durus-bdb: debug: " in run("check", tmp_path / "verbose", "-vv")[1]

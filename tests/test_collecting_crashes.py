@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 from crash_parent import KILLED, SETTINGS, Children
-from graphs import EVER, assert_books, commit, doomed, hand_out, oid, quiet, record, scratch_directory, stored
+from graphs import EVER, assert_books, commit, copied, doomed, hand_out, oid, quiet, record, scratch_directory, stored
 from graphs import rows as rows_of
 from interleaving import DRIVERS, SHAPES, World, make_small
 from interleaving_clients import any_act
@@ -62,7 +62,7 @@ class Crashes:
     def crash(self, name):
         self.tally[name] += 1
         copy = self.directory / "copy"
-        shutil.copytree(self.world.storage.get_filename(), copy)
+        copied(self.world.storage.get_filename(), copy)
         hook, failpoints.hook = failpoints.hook, None
         try:
             After(copy, self.world, self.source).look()

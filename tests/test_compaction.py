@@ -5,11 +5,10 @@ test_disk_full.
 """
 
 import random
-import shutil
 import threading
 
 import pytest
-from graphs import commit, hand_out, number, oid, quiet, record, rows
+from graphs import commit, copied, hand_out, number, oid, quiet, record, rows
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -303,10 +302,10 @@ def test_a_crash_after_it(storage, tmp_path, caplog):
     storage.checkpoint()
     assert sum(step.returned for step in steps(storage))
     storage._engine.environment.flush()
-    unnoted = shutil.copytree(file(storage).parent, tmp_path / "unnoted")
+    unnoted = copied(file(storage).parent, tmp_path / "unnoted")
     storage.compact()
     storage.checkpoint()
-    noted = shutil.copytree(file(storage).parent, tmp_path / "noted")
+    noted = copied(file(storage).parent, tmp_path / "noted")
     for path, rehearsed in ((noted, False), (unnoted, True)):
         caplog.clear()
         with quiet(path) as again:

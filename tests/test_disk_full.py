@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from crash_model import History, Writer, read_hub, set_up
 from durus.serialize import pack_record
+from graphs import copied
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -234,7 +235,7 @@ def test_what_is_in_doubt_becomes_durable(disk, tmp_path, monkeypatch):
     case.disk.clear()
     case.commit()
     expected = case.storage.load(case.history.hubs[0].to_bytes(8, "big"))
-    killed = shutil.copytree(case.path, tmp_path / "killed")
+    killed = copied(case.path, tmp_path / "killed")
     with case.open(killed) as storage:
         assert storage.load(case.history.hubs[0].to_bytes(8, "big")) == expected
     case.goes_on()
@@ -247,7 +248,7 @@ def test_a_kill_while_it_is_full(disk, tmp_path, monkeypatch, mode):
     monkeypatch.setattr(failpoints, "hook", lambda name: name == "commit.written" and disk.fill())
     case.commit(STEPS)
     monkeypatch.setattr(failpoints, "hook", None)
-    killed = shutil.copytree(case.path, tmp_path / "killed")
+    killed = copied(case.path, tmp_path / "killed")
     case.storage.close()
     with case.open(killed) as storage:
         case.is_whole(storage)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import time
 import tracemalloc
 from collections import Counter
@@ -13,7 +12,7 @@ import durusfiles
 import pytest
 from durus.error import DurusKeyError
 from durus.storage import get_census
-from graphs import commit, oid, record, scratch_storage
+from graphs import commit, copied, oid, record, scratch_storage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +43,7 @@ def full(open_storage):
 
 def crashed(path, copy):
     """Copy the files of an open storage, as a crash would leave them."""
-    shutil.copytree(path, copy)
+    copied(path, copy)
     return copy
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import check_directory
 from durus.error import ReadConflictError, WriteConflictError
 from durus.serialize import split_oids, unpack_record
+from graphs import copied
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -405,7 +406,7 @@ def test_table_that_shrinks(directory, open_storage, tmp_path):
     commit(storage, [record])
     assert (directory / "objects.db").stat().st_size < before
     copy = tmp_path / "copy"
-    shutil.copytree(directory, copy)
+    copied(directory, copy)
     assert open_storage(copy).load(oid) == record
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from crash_model import History, Writer, set_up
 from crash_parent import Children
-from graphs import record, scratch_directory
+from graphs import copied, record, scratch_directory
 from test_opening import change_description, stamps
 
 from berkeleydb_storage import (
@@ -58,7 +58,7 @@ def example(place, request):
         storage.checkpoint()
         writer.next()
         if working != path:
-            shutil.copytree(working, path)
+            copied(working, path)
     (place / "tmp").mkdir(mode=0o777)
     (place / "tmp").chmod(0o777)
     protect(path)
@@ -104,7 +104,7 @@ def test_a_directory_that_may_not_be_written_to(example, unprivileged, temporary
     assert [what for what, _ in refused] == ["end", "pack", "checkpoint", "repair"]
     for _, message in refused:
         assert "read-only" in message or "read_only" in message
-    with BerkeleyDBStorage(shutil.copytree(path, path.with_name("copy")), **OPTIONS) as storage:
+    with BerkeleyDBStorage(copied(path, path.with_name("copy")), **OPTIONS) as storage:
         history.verify(storage)
         assert {key.hex(): row.hex() for key, row in storage.gen_oid_record()} == records
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from crash_model import History, Writer, set_up
-from graphs import oid, record, scratch_directory
+from graphs import copied, oid, record, scratch_directory
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -67,7 +67,7 @@ class Example:
                     storage.checkpoint()
                 writer.next()
             if not closed:
-                shutil.copytree(working, self.path)
+                copied(working, self.path)
 
     @property
     def log(self):
@@ -247,7 +247,7 @@ def test_what_was_dropped_does_not_come_back(place, caplog):
         commit(storage, b"a", 30)
         before = storage._engine.environment.log_statistics()["cur_offset"]
         commit(storage, b"b", 30)
-        shutil.copytree(first, second)
+        copied(first, second)
     log = second / log_name(log_numbers(second)[-1])
     starts, _ = whole_records(log)
     flip(log, starts[starts.index(before) + 1] + LOG_HEADER.size + 5)
@@ -255,7 +255,7 @@ def test_what_was_dropped_does_not_come_back(place, caplog):
         assert storage.load(oid(0)).endswith(b"a")
         for count in range(12):
             commit(storage, b"c", 1)
-            shutil.copytree(second, third)
+            copied(second, third)
             with BerkeleyDBStorage(third, **OPTIONS) as again:
                 assert again.load(oid(0)).endswith(b"c"), count
                 assert not again.check().faults
@@ -270,7 +270,7 @@ def test_a_log_that_lacks_what_the_tables_have_is_refused(place, monkeypatch):
     with monkeypatch.context() as patch, example.open() as storage:
         Writer(storage, 0, example.history.hubs[0], example.history.report).next()
         before = place / "before"
-        patch.setattr(failpoints, "hook", lambda name: name == "checkpoint.done" and shutil.copytree(path, before))
+        patch.setattr(failpoints, "hook", lambda name: name == "checkpoint.done" and copied(path, before))
         storage.checkpoint()
         patch.setattr(failpoints, "hook", None)
     example.path = before
