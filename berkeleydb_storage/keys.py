@@ -1,7 +1,7 @@
 """Keys of encrypted storages: where they come from, and what is derived from them. Any thread may call everything.
 
-A key is a text. Berkeley DB derives two from it, each with one SHA-1: one for AES with 128 bits, and one for the
-checksums of pages and of records in the log. Neither takes longer to try than this, so a key has to be long and random.
+A key is a text. Berkeley DB derives two from it, each with one hash: one for AES with 128 bits, and one for the checksums
+of pages and of records in the log. Neither takes longer to try than this, so a key has to be long and random.
 
 Invariants:
 
@@ -11,13 +11,13 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import stat
 import subprocess
 from pathlib import Path
 
+from berkeleydb_storage import keyed
 from berkeleydb_storage.errors import KeySourceError, OptionError
 
 VARIABLE = "DURUS_BDB_KEY"
@@ -27,8 +27,6 @@ COMMAND_SECONDS = 60.0
 LONGEST = 4096
 """Bytes of a key, and of what is read to find one."""
 
-_MAC_MAGIC = b"mac derivation key magic value"
-"""Berkeley DB's, as in ``dbinc/hmac.h`` of its source."""
 _CHECK = b"berkeleydb_storage key check"
 _SALT = 16
 
@@ -46,11 +44,8 @@ def require_key(key: object) -> None:
 
 
 def mac_key(key: str | None) -> bytes | None:
-    """Return what Berkeley DB keys its checksums with; None where nothing is encrypted."""
-    if key is None:
-        return None
-    password = key.encode() + b"\0"
-    return hashlib.sha1(password + _MAC_MAGIC + password, usedforsecurity=False).digest()
+    """Return what Berkeley DB's checksums are keyed with, for `keyed`; None where nothing is encrypted."""
+    return None if key is None else keyed.mac_key(key.encode())
 
 
 def make_check(key: str) -> str:

@@ -12,11 +12,11 @@ import berkeleydb_storage
 ROOT = Path(berkeleydb_storage.__file__).parent
 
 LAYERS = """
-errors version failpoints maintenance progress bitmaps events
+errors version keyed failpoints maintenance progress bitmaps events
 keys
 files options format room window garbage.policy backup.policy
 records directory environment
-backup.shelf commits holding
+backup.shelf commits holding rekeying
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 gate clock
@@ -31,11 +31,17 @@ garbage.suspicion garbage.packing compaction
 garbage.requests
 backup.copying
 garbage.collector garbage migration check opening session backup
-running policies
 statistics
+figures
+transport.unix
+control.protocol
+control.values
+control.asking control.serving
+control
+running policies
 storage export reachability
-inspection sources
-transport.unix transport.tls transport.systemd auth.rights auth.networks auth.hashing
+inspection sources control.access
+transport.tls transport.systemd auth.rights auth.networks auth.hashing
 transport.addresses auth.throttle auth.users
 auth.handshake
 transport auth
