@@ -6,8 +6,7 @@ application, or runs anything that a record says.
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import NamedTuple
 
 from pyroaring import BitMap64
 
+from berkeleydb_storage.control.asking import ControlSource
 from berkeleydb_storage.directory import CLOSED, CREATING, Description, Directory
-from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.errors import MigrationError, StorageInUse, StorageNotFound
+from berkeleydb_storage.errors import BerkeleyDBStorageError, MigrationError, StorageInUse, StorageNotFound
+from berkeleydb_storage.figures import Inside, take_figures
 from berkeleydb_storage.files import TABLE_SUFFIX, log_number
-from berkeleydb_storage.format import PENDING, UNSETTLED, pack_uint64, unpack_uint64
+from berkeleydb_storage.format import pack_uint64, unpack_uint64
 from berkeleydb_storage.garbage.policy import GarbageManual
 from berkeleydb_storage.holding import Held, Holds
 from berkeleydb_storage.records import class_name, from_json, to_json, to_text
@@ -28,12 +28,13 @@ from berkeleydb_storage.storage import BerkeleyDBStorage
 
 REPORT_EVERY = 2000
 """Records between two calls of `progress`."""
-SUSPECTS = 1_000_000
-"""Suspects that are counted by what is known of them: a second. Where there are more, they are not."""
-BATCH = 500
-"""Suspects that are read at once: half a millisecond with the mutex."""
+
+PATIENCE = 5.0
+"""Seconds that a process which has a storage open may take to tell its figures."""
 
 Progress = Callable[[str, int], None]
+
+logger = logging.getLogger(__name__)
 
 
 class FileSize(NamedTuple):
@@ -72,105 +73,15 @@ class Outside:
         return sum(file.disk for file in (*self.tables, *self.logs))
 
 
-@dataclass(frozen=True)
-class Inside:
-    """The figures of an open storage, at one moment."""
-
-    objects: int
-    """Garbage included."""
-    garbage: int
-    """Objects without referrers, not deleted yet."""
-    garbage_age: float | None
-    """Seconds since the one that has waited for longest lost its last referrer; None where there is none."""
-    doomed: int
-    """Objects that are being deleted together, not deleted yet; they are neither in `garbage` nor there for anybody."""
-    suspects: int
-    """Objects that lost a referrer, and have another, since the last full pack."""
-    suspects_waiting: int | None
-    """Those that are still to be looked at; None where there are too many suspects to count them."""
-    suspects_unsettled: int | None
-    """Those that were looked at, and of which only a full pack can tell whether they are garbage; None as above."""
-    last_search: float | None
-    """When a suspect was last looked at, in seconds since the epoch; None: never."""
-    last_pack: float | None
-    """When a full pack was last complete; where there was none, when the storage was created or upgraded. None: not
-    known, because an older format is read that does not say so."""
-    transactions: int
-    """Ever; those of the collector included."""
-    last_transaction: float
-    """When that was, in seconds since the epoch: a commit, or a step of the collector."""
-    cache_bytes: int
-    cache_hits: int
-    """Pages found in the cache since the storage was opened."""
-    cache_misses: int
-    checkpoints: int
-    """Since the storage was opened."""
-    log_since_checkpoint: int
-    """Bytes that a recovery would have to read."""
-    collected: int
-    """Objects that the collector deleted since the storage was opened."""
-    collected_bytes: int
-    """In the records of these."""
-    recovered: bool
-    """Whether its last owner had not closed it."""
-    holds: tuple[Held, ...] = ()
-    """As `Outside.holds`."""
-
-    @property
-    def cache_hit_rate(self) -> float | None:
-        """Share of the pages that were in the cache, None where none was asked for."""
-        asked = self.cache_hits + self.cache_misses
-        return self.cache_hits / asked if asked else None
-
-
 def figures(storage: BerkeleyDBStorage) -> Inside:
     """Return the figures of a storage that is open in this process. Any thread may call it.
 
-    It reads all suspects, if they are not more than `SUSPECTS`.
+    It reads all suspects, if they are not more than `figures.SUSPECTS`.
 
     Raises:
         StorageClosed, DamagedError: it cannot be read.
     """
-    known, engine = storage.statistics(), storage._engine
-    states = _states(engine) if known.suspects <= SUSPECTS else None
-    with engine.lock:
-        oldest = engine.counts.next_condemned()
-        last = engine.journal.state.time
-    return Inside(
-        objects=known.objects,
-        garbage=known.garbage,
-        garbage_age=None if oldest is None else max(0.0, time.time() - oldest[0] / 1e6),
-        doomed=known.doomed,
-        suspects=known.suspects,
-        suspects_waiting=None if states is None else states[PENDING],
-        suspects_unsettled=None if states is None else states[UNSETTLED],
-        last_search=known.last_search,
-        last_pack=known.last_pack,
-        transactions=known.transactions,
-        last_transaction=last / 1e6,
-        cache_bytes=known.cache_bytes,
-        cache_hits=known.cache_hits,
-        cache_misses=known.cache_misses,
-        checkpoints=known.checkpoints,
-        log_since_checkpoint=known.log_since_checkpoint,
-        collected=known.collected.objects,
-        collected_bytes=known.collected.bytes,
-        recovered=known.recovered,
-        holds=known.holds,
-    )
-
-
-def _states(engine: Engine) -> Counter[int]:
-    """Count the suspects by what is known of them: in memory it is not known of all."""
-    states: Counter[int] = Counter()
-    start: bytes | None = b""
-    while start is not None:
-        with engine.lock, engine.gate.explaining():
-            engine.require_open()
-            found = engine.counts.suspected(start, BATCH)
-        states.update(suspect.state for _, suspect in found)
-        start = found[-1][0] + b"\0" if len(found) == BATCH else None
-    return states
+    return take_figures(storage.engine, storage.statistics())
 
 
 def outside(path: str | Path, pid: int | None = None) -> Outside:
@@ -222,8 +133,8 @@ def stat(path: str | Path) -> tuple[Outside, Inside | None]:
     takes.
 
     Returns:
-        What the files tell, and the figures; None in their place where another process has it open, or where it
-        holds nothing yet.
+        What the files tell, and the figures, which a process that has it open is asked for; None in their place where
+        that does not answer, or where it holds nothing yet.
 
     Raises:
         StorageNotFound, NotAStorage, NewerFormat, LibraryMismatch, RecoveryNeeded, DamagedError: it cannot be read.
@@ -235,7 +146,16 @@ def stat(path: str | Path) -> tuple[Outside, Inside | None]:
         with BerkeleyDBStorage(path, read_only=True) as storage:
             return seen, figures(storage)
     except StorageInUse as error:
-        return outside(path, error.pid), None
+        return outside(path, error.pid), _asked(path)
+
+
+def _asked(path: str | Path) -> Inside | None:
+    """Return the figures of the process that has a storage open; None where it does not answer."""
+    try:
+        return ControlSource(path, timeout=PATIENCE).statistics().inside
+    except BerkeleyDBStorageError as error:
+        logger.debug("%s: %s", path, error)
+        return None
 
 
 def open_gently(path: str | Path, *, read_only: bool, cachesize: int, repair: bool = False) -> BerkeleyDBStorage:

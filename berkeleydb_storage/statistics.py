@@ -6,11 +6,14 @@ Owns nothing. Any thread may take them; the engine's mutex is held for a moment.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from berkeleydb_storage.garbage.collector import Collected
 from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.holding import Held
-from berkeleydb_storage.running import Running
+
+if TYPE_CHECKING:
+    from berkeleydb_storage.running import Running
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from berkeleydb_storage.check import Fault, check_pages
 from berkeleydb_storage.commands.command import Command, add_directory
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.directory import CLOSED, CREATING, Directory
+from berkeleydb_storage.environment import LOG_FILE_SIZE
 from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.figures import Inside
+from berkeleydb_storage.files import Position
 from berkeleydb_storage.holding import Held
-from berkeleydb_storage.inspection import ClassCount, FileSize, Inside, Outside
+from berkeleydb_storage.inspection import ClassCount, FileSize, Outside
 from berkeleydb_storage.progress import Progress
 from berkeleydb_storage.storage import BerkeleyDBStorage
 
@@ -170,6 +173,7 @@ def _stat(arguments: argparse.Namespace, console: Console) -> int:
     if inside is not None:
         values["inside"] = {**asdict(inside), "cache_hit_rate": inside.cache_hit_rate}
         del values["inside"]["holds"]
+        values["inside"]["packing"] = inside.packing and inside.packing._asdict()
     console.result(values, "\n".join(_stat_lines(outside, inside)), essential=True)
     return 0
 
@@ -181,8 +185,12 @@ def _stat_lines(outside: Outside, inside: Inside | None) -> Iterator[str]:
         yield "what it holds is not known without opening it"
     else:
         yield from _inside_lines(inside)
+        yield f"cache          {_cache(inside)} since it was opened{'' if outside.pid else ', for this'}"
+        if outside.pid:
+            yield from _live_lines(inside)
     yield _log_line(outside)
-    yield from map(_hold_line, outside.holds)
+    end = None if inside is None else inside.end
+    yield from (_hold_line(held, end) for held in outside.holds)
     yield from _file_lines((*outside.tables, *outside.logs))
 
 
@@ -198,15 +206,27 @@ def _inside_lines(inside: Inside) -> Iterator[str]:
     waiting = "" if inside.garbage_age is None else f", the oldest for {inside.garbage_age:,.0f} s"
     doomed = f"; {inside.doomed:,} more are being deleted together" if inside.doomed else ""
     when = _when(inside.last_transaction)
-    rate = "" if inside.cache_hit_rate is None else f" ({inside.cache_hit_rate:.1%})"
-    pages = inside.cache_hits + inside.cache_misses
     yield f"objects        {inside.objects:,}"
     yield f"garbage        {inside.garbage:,} waiting{waiting}{doomed}"
     yield f"suspects       {inside.suspects:,}{_of_suspects(inside)}"
     yield f"searched       {'never' if inside.last_search is None else f'last at {_when(inside.last_search)}'}"
     yield f"packed         {_last_pack(inside.last_pack)}"
     yield f"transactions   {inside.transactions:,}, the last at {when}"
-    yield f"cache          {inside.cache_hits:,} hits of {pages:,}{rate} since it was opened, for this"
+
+
+def _cache(inside: Inside) -> str:
+    rate = "" if inside.cache_hit_rate is None else f" ({inside.cache_hit_rate:.1%})"
+    return f"{inside.cache_hits:,} hits of {inside.cache_hits + inside.cache_misses:,}{rate}"
+
+
+def _live_lines(inside: Inside) -> Iterator[str]:
+    """Yield what only the process knows that has it open."""
+    yield f"collected      {inside.collected:,} objects, {inside.collected_bytes:,} bytes since it was opened"
+    if inside.packing is not None:
+        activity, done, total = inside.packing
+        yield f"packing        {activity}: {done:,}{'' if total is None else f' of about {total:,}'}"
+    log = f"{inside.log_since_checkpoint:,} bytes of log since the last"
+    yield f"checkpoints    {inside.checkpoints:,} since it was opened; {log}"
 
 
 def _last_pack(seconds: float | None) -> str:
@@ -237,9 +257,15 @@ def _log_line(outside: Outside) -> str:
     return f"log            {files}, {size / 1e6:,.1f} MB; {needed}"
 
 
-def _hold_line(held: Held) -> str:
+def _hold_line(held: Held, end: Position | None) -> str:
     size = f"{held.bytes / 1e6:,.1f} of at most {held.limit / 1e6:,.1f} MB"
-    return f"held           {size} of log, from {held.log}/{held.offset} since {_when(held.since)}, for {held.holder}"
+    behind = "" if end is None else f", {_behind(held, end) / 1e6:,.1f} MB behind"
+    since = f"from {held.log}/{held.offset} since {_when(held.since)}{behind}"
+    return f"held           {size} of log, {since}, for {held.holder}"
+
+
+def _behind(held: Held, end: Position) -> int:
+    return max(0, (end.log - held.log) * LOG_FILE_SIZE + end.offset - held.offset)
 
 
 def _file_lines(sizes: Sequence[FileSize]) -> Iterator[str]:
@@ -258,7 +284,8 @@ STAT = Command(
     "stat",
     "show size, cache, log, garbage and files of a storage",
     "Nothing is written "
-    "to DIRECTORY. When another process has it open, what its files tell is shown. One that was not "
+    "to DIRECTORY. When another process has it open, that one is asked; where it does not answer, what the files tell "
+    "is shown. One that was not "
     "closed is copied into the temporary directory and recovered there, unless --outside is given.",
     "durus-bdb stat db",
     _stat_arguments,

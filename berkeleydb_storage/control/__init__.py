@@ -1,0 +1,1 @@
+"""The control socket: a command asks the process that owns a directory."""
