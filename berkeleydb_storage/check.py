@@ -35,7 +35,7 @@ from berkeleydb_storage.environment import (
     rows,
     scratch_table,
 )
-from berkeleydb_storage.errors import DamagedError
+from berkeleydb_storage.errors import DamagedError, DiskFullError
 from berkeleydb_storage.format import (
     ACQUITTED,
     FORMAT_VERSION,
@@ -148,6 +148,8 @@ class _Check:
         self._mends.close()
 
     def run(self) -> None:
+        if self._pages():
+            return  # in a page of zeros the library would search forever
         self._records()
         self._zero = self._tally.garbage() - self._doomed
         self._dangling()
@@ -157,6 +159,18 @@ class _Check:
         self._journal()
         self._meta()
         self._doom()
+
+    def _pages(self) -> int:
+        """Look for pages that are not in their place; return how many there are."""
+        path = self._engine.environment.path
+        found = _strange_pages(path)
+        if found and self._engine.environment.writable:
+            with suppress(DiskFullError):  # some may not have been written yet
+                self._engine.environment.checkpoint()
+                found = _strange_pages(path)
+        for where, page in found:
+            self._lost("page", f"page {page} of {where} is not what belongs there")
+        return len(found)
 
     def _wrong(self, kind: str, message: str, oid: bytes | None, *mends: _Mend) -> None:
         """Note a fault that the mends, or new totals, put right."""
@@ -375,6 +389,11 @@ class _Check:
             self._engine.journal.append(state, None, change.transaction)
         self._engine.reload_all()
         self.report.repaired = True
+
+
+def _strange_pages(path: Path) -> list[tuple[Path, int]]:
+    tables = [path / f"{name}{files.TABLE_SUFFIX}" for name in TABLES]
+    return [(where, page) for where in tables for page in files.strange_pages(where)]
 
 
 def describe(oid: bytes) -> str:

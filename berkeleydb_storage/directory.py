@@ -402,7 +402,13 @@ class Directory:
     def shortened(self, description: Description) -> list[Path]:
         """Return the tables that are shorter than what is noted. A transaction that was undone may do that, too."""
         noted = ((self.path / name, size) for name, size in description.sizes.items())
-        return [where for where, size in noted if where.stat().st_size < size]
+        try:
+            return [where for where, size in noted if where.stat().st_size < size]
+        except FileNotFoundError as error:
+            raise DamagedError(
+                f"{self.path / DESCRIPTION} is damaged: it names {error.filename}, which is not there. Put an "
+                "undamaged copy back, or restore the storage from a backup"
+            ) from error
 
     def verify_library(self, description: Description, library: str) -> None:
         """Compare the version of the library with the one that wrote the files; the patch level may differ.

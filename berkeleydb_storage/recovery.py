@@ -35,7 +35,11 @@ from berkeleydb_storage.files import LOG_HEADER, PAGE_SIZE, TABLE_SUFFIX
 
 logger = logging.getLogger(__name__)
 
+RESTORE = "restore the storage from a backup, or get out what is left with `durus-bdb salvage`"
+
 CACHE_LIMIT = 4 << 30
+LOOKED_AT = 256 << 20
+"""Bytes of a table whose pages are all looked at after a recovery, a quarter of a second; of a larger one the holes."""
 SMALLEST_RECORD = 64
 """Bytes of log that change a page, at the least."""
 ROOM = 32 << 20
@@ -125,6 +129,7 @@ def recover(
                 doubt(False)
             raise explained from error
     _require_whole_tables(sizes, key)
+    _require_pages_in_place(path)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
 
 
@@ -137,6 +142,14 @@ def _require_whole_tables(sizes: dict[Path, int], key: str | None) -> None:
         missing = files.missing_pages(table) + sum(1 for _ in files.bad_pages(table, key, start=size // PAGE_SIZE))
         if missing:
             raise DamagedError(f"{table} was cut off, {missing} pages are missing: restore the storage from a backup")
+
+
+def _require_pages_in_place(path: Path) -> None:
+    """Look for pages of zeros, as a file system may leave them: the library would search in them forever."""
+    for table in _table_files(path):
+        whole = table.stat().st_size <= LOOKED_AT
+        for page in files.strange_pages(table) if whole else files.holes(table):
+            raise DamagedError(f"page {page} of {table} is not what belongs there: {RESTORE}")
 
 
 def _table_files(path: Path) -> Iterator[Path]:
