@@ -58,6 +58,7 @@ class Outside:
     """Version of the Berkeley DB library that wrote the files."""
     type: str
     """Access method of the objects: "btree" or "hash"."""
+    encrypted: bool
     state: str
     """"closed"; "open": a process has it, or did when it died; "creating": it holds nothing yet."""
     pid: int | None
@@ -102,6 +103,7 @@ def outside(path: str | Path, pid: int | None = None) -> Outside:
         format=description.format,
         library=description.library,
         type=description.type,
+        encrypted=description.encrypted,
         state=description.state,
         pid=pid,
         tables=tuple(size for size in sizes if size.name.endswith(TABLE_SUFFIX)),
@@ -126,7 +128,7 @@ def _sizes(path: Path) -> Iterator[FileSize]:
         yield FileSize(file.name, status.st_size, status.st_blocks * 512)
 
 
-def stat(path: str | Path) -> tuple[Outside, Inside | None]:
+def stat(path: str | Path, *, key: str | None = None) -> tuple[Outside, Inside | None]:
     """Return what there is to know about the storage at `path`; nothing is written to it.
 
     Where its last owner did not close it, a recovered copy is made in the temporary directory, for as long as this
@@ -143,7 +145,7 @@ def stat(path: str | Path) -> tuple[Outside, Inside | None]:
     if seen.state == CREATING:
         return seen, None
     try:
-        with BerkeleyDBStorage(path, read_only=True) as storage:
+        with BerkeleyDBStorage(path, read_only=True, key=key) as storage:
             return seen, figures(storage)
     except StorageInUse as error:
         return outside(path, error.pid), _asked(path)
@@ -158,7 +160,9 @@ def _asked(path: str | Path) -> Inside | None:
         return None
 
 
-def open_gently(path: str | Path, *, read_only: bool, cachesize: int, repair: bool = False) -> BerkeleyDBStorage:
+def open_gently(
+    path: str | Path, *, read_only: bool, cachesize: int, repair: bool = False, key: str | None = None
+) -> BerkeleyDBStorage:
     """Open a storage to look at it: no garbage is collected, and what is clean is not written to.
 
     Args:
@@ -166,6 +170,7 @@ def open_gently(path: str | Path, *, read_only: bool, cachesize: int, repair: bo
         read_only: never write to it. Otherwise one that was not closed is recovered in place, if that is possible.
         cachesize: bytes of memory for pages.
         repair: it is to be written to.
+        key: what it is encrypted with.
 
     Raises:
         BerkeleyDBStorageError: as ``BerkeleyDBStorage`` does.
@@ -173,7 +178,7 @@ def open_gently(path: str | Path, *, read_only: bool, cachesize: int, repair: bo
     directory = Directory(path)
     clean = _description(directory).state == CLOSED
     reading = read_only or (clean and not repair)
-    return BerkeleyDBStorage(path, read_only=reading, cachesize=cachesize, garbage_collection=GarbageManual())
+    return BerkeleyDBStorage(path, read_only=reading, cachesize=cachesize, garbage_collection=GarbageManual(), key=key)
 
 
 class ClassCount(NamedTuple):

@@ -25,7 +25,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from berkeleydb_storage.errors import MigrationError, StorageInUse, StorageNotFound
+from berkeleydb_storage.errors import MigrationError, OptionError, StorageInUse, StorageNotFound
 from berkeleydb_storage.format import pack_uint64
 from berkeleydb_storage.storage import BerkeleyDBStorage
 from berkeleydb_storage.window import Window
@@ -68,14 +68,18 @@ _Opener = Callable[[Path, Progress], AbstractContextManager[Source]]
 
 
 @contextmanager
-def open_source(path: str | os.PathLike[str], progress: Progress | None = None) -> Iterator[Source]:
+def open_source(
+    path: str | os.PathLike[str], progress: Progress | None = None, *, key: str | None = None
+) -> Iterator[Source]:
     """Open a storage file of Durus, or a directory of ours, for reading.
 
     Args:
         path: the file or directory.
         progress: called now and then while an index is made, with "indexing" and the number of records seen.
+        key: what the directory is encrypted with.
 
     Raises:
+        OptionError: there is a key, and it is a file.
         StorageNotFound: there is nothing at `path`.
         MigrationError: it is no storage, or it is cut off or damaged; the message says where. Iterating over the
             records raises it, too.
@@ -85,8 +89,13 @@ def open_source(path: str | os.PathLike[str], progress: Progress | None = None) 
     where = Path(path)
     if not where.exists():
         raise StorageNotFound(f"{where} does not exist")
-    opener = _open_directory if where.is_dir() else _opener(where)
-    with opener(where, progress or _silent) as source:
+    if where.is_dir():
+        with BerkeleyDBStorage(where, read_only=True, key=key) as storage:
+            yield Source("BerkeleyDBStorage", storage.get_size(), storage.gen_oid_record(batch_size=1000))
+        return
+    if key is not None:
+        raise OptionError(f"{where} is a file of Durus, which is never encrypted: leave its key out")
+    with _opener(where)(where, progress or _silent) as source:
         yield source
 
 
@@ -101,12 +110,6 @@ def _opener(path: Path) -> _Opener:
         f"{path} is not a storage of Durus: it {what}; FileStorage, FileStorage2, SqliteStorage and the directories of "
         "this package are"
     )
-
-
-@contextmanager
-def _open_directory(path: Path, _: Progress) -> Iterator[Source]:
-    with BerkeleyDBStorage(path, read_only=True) as storage:
-        yield Source("BerkeleyDBStorage", storage.get_size(), storage.gen_oid_record(batch_size=1000))
 
 
 @contextmanager

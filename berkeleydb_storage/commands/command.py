@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from textwrap import fill
 
 from berkeleydb_storage.commands.console import Console
+from berkeleydb_storage.keys import VARIABLE, key_from_command, key_from_environment, key_from_file
 from berkeleydb_storage.options import DEFAULT_CACHE
 
 WIDTH = 80
@@ -58,6 +59,33 @@ def add_directory(parser: argparse.ArgumentParser, help: str = "the directory of
         metavar="BYTES",
         help="memory for pages, such as 64M (default) or 1G",
     )
+    add_key(parser)
+
+
+def add_key(parser: argparse.ArgumentParser, prefix: str = "", of: str = "the storage, if it is encrypted") -> None:
+    """Add the options --key-file and --key-command; `key_of` with the same prefix, such as "new-", returns the key."""
+    group = parser.add_mutually_exclusive_group()
+    where = "" if prefix else f"; without either: ${VARIABLE}"
+    group.add_argument(
+        f"--{prefix}key-file", metavar="FILE", help=f"its first line is the key of {of}; for its owner's eyes only"
+    )
+    group.add_argument(
+        f"--{prefix}key-command", metavar="COMMAND", help=f"the first line that it prints is the key of {of}{where}"
+    )
+
+
+def key_of(arguments: argparse.Namespace, prefix: str = "") -> str | None:
+    """Return the key that the options of `add_key` lead to, or else, without a prefix, the environment; or None.
+
+    Raises:
+        KeySourceError: there is none where it is to come from.
+    """
+    names = prefix.replace("-", "_")
+    if (file := getattr(arguments, f"{names}key_file")) is not None:
+        return key_from_file(file)
+    if (command := getattr(arguments, f"{names}key_command")) is not None:
+        return key_from_command(command)
+    return None if prefix else key_from_environment()
 
 
 def size(text: str) -> int:

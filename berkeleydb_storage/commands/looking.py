@@ -12,7 +12,7 @@ from typing import Any
 
 from berkeleydb_storage import inspection
 from berkeleydb_storage.check import Fault, check_pages
-from berkeleydb_storage.commands.command import Command, add_directory
+from berkeleydb_storage.commands.command import Command, add_directory, add_key, key_of
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.directory import CLOSED, CREATING, Directory
 from berkeleydb_storage.environment import LOG_FILE_SIZE
@@ -54,14 +54,15 @@ class _Findings:
         self.count += report.found
         self.unrepairable += report.unrepairable
 
-    def look_at_files(self, path: str, progress: Progress) -> None:
+    def look_at_files(self, path: str, key: str | None, progress: Progress) -> None:
         """Check the pages of a storage that is closed, and stays so meanwhile; those of a damaged one as they are."""
         with _locked(path) as directory:
             description = directory.read()
             if description is None or not (description.state == CLOSED or self.count):
                 return
+            directory.verify_key(description, key)
             with suppress(FileNotFoundError):  # opening it names what is missing
-                self.add(check_pages(directory.path, progress))
+                self.add(check_pages(directory.path, progress, key=key))
                 self.pages = True
 
 
@@ -76,19 +77,19 @@ def _locked(path: str) -> Iterator[Directory]:
 
 
 def _check(arguments: argparse.Namespace, console: Console) -> int:
-    found, started = _Findings(), time.monotonic()
+    found, started, key = _Findings(), time.monotonic(), key_of(arguments)
     with console.progress() as progress:
         if arguments.pages:
-            found.look_at_files(arguments.directory, progress)
+            found.look_at_files(arguments.directory, key, progress)
         if not found.count:
-            _check_inside(arguments, found, progress)
+            _check_inside(arguments, key, found, progress)
         if arguments.pages and not found.pages:
-            found.look_at_files(arguments.directory, progress)
+            found.look_at_files(arguments.directory, key, progress)
     _report(arguments, console, found, time.monotonic() - started)
     return 1 if found.count else 0
 
 
-def _check_inside(arguments: argparse.Namespace, found: _Findings, progress: Progress) -> None:
+def _check_inside(arguments: argparse.Namespace, key: str | None, found: _Findings, progress: Progress) -> None:
     """Check what the files hold, if they are whole: in a page of zeros the library would search forever."""
     try:
         with inspection.open_gently(
@@ -96,6 +97,7 @@ def _check_inside(arguments: argparse.Namespace, found: _Findings, progress: Pro
             read_only=arguments.read_only,
             cachesize=arguments.cachesize,
             repair=arguments.repair,
+            key=key,
         ) as storage:
             progress.totals["objects"] = storage.get_size()
             found.look_inside(storage, arguments.repair, progress)
@@ -168,7 +170,7 @@ def _stat(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.outside:
         outside, inside = inspection.outside(arguments.directory), None
     else:
-        outside, inside = inspection.stat(arguments.directory)
+        outside, inside = inspection.stat(arguments.directory, key=key_of(arguments))
     values = {**asdict(outside), "disk": outside.disk, "inside": None}
     if inside is not None:
         values["inside"] = {**asdict(inside), "cache_hit_rate": inside.cache_hit_rate}
@@ -179,7 +181,8 @@ def _stat(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _stat_lines(outside: Outside, inside: Inside | None) -> Iterator[str]:
-    written = f"{outside.type}, format {outside.format}, Berkeley DB {outside.library}"
+    encrypted = ", encrypted" if outside.encrypted else ""
+    written = f"{outside.type}, format {outside.format}{encrypted}, Berkeley DB {outside.library}"
     yield f"{outside.path}: {written}, {_state(outside)}"
     if inside is None:
         yield "what it holds is not known without opening it"
@@ -277,6 +280,7 @@ def _file_lines(sizes: Sequence[FileSize]) -> Iterator[str]:
 
 def _stat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIRECTORY", help="the directory of the storage")
+    add_key(parser)
     parser.add_argument("--outside", action="store_true", help="do not open it: only what its files tell")
 
 
@@ -295,7 +299,9 @@ STAT = Command(
 
 def _census(arguments: argparse.Namespace, console: Console) -> int:
     with (
-        BerkeleyDBStorage(arguments.directory, read_only=True, cachesize=arguments.cachesize) as storage,
+        BerkeleyDBStorage(
+            arguments.directory, read_only=True, cachesize=arguments.cachesize, key=key_of(arguments)
+        ) as storage,
         console.progress(counting=storage.get_size()) as progress,
     ):
         counts = inspection.census(storage, progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from berkeleydb_storage import inspection
-from berkeleydb_storage.commands.command import Command, add_directory, oid
+from berkeleydb_storage.commands.command import Command, add_directory, add_key, key_of, oid
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.export import export, new_file
 from berkeleydb_storage.garbage.policy import GarbageManual
@@ -26,7 +26,8 @@ REPORT_EVERY = 1000
 
 
 def _migrate(arguments: argparse.Namespace, console: Console) -> int:
-    with console.progress() as progress, open_source(arguments.source, progress) as source:
+    key = key_of(arguments, "source-")
+    with console.progress() as progress, open_source(arguments.source, progress, key=key) as source:
         progress.totals.update(loading=source.total, verifying=source.total)
         values = _fill(arguments, console, progress, source.records)
     values = {"source": arguments.source, "kind": source.kind, **values}
@@ -42,6 +43,7 @@ def _fill(arguments: argparse.Namespace, console: Console, progress: Progress, r
         type=arguments.type,
         cachesize=arguments.cachesize,
         garbage_collection=GarbageManual(),
+        key=key_of(arguments),
     ) as storage:
         console.advice = f"{arguments.directory} is empty, as before; to start again, run the same command"
         started = time.monotonic()
@@ -67,6 +69,7 @@ def _add_destination(parser: argparse.ArgumentParser) -> None:
 def _migrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a storage file of Durus, or a directory of this package")
     _add_destination(parser)
+    add_key(parser, "source-", "SOURCE, if that is an encrypted directory")
 
 
 MIGRATE = Command(
@@ -107,7 +110,9 @@ def _export(arguments: argparse.Namespace, console: Console) -> int:
 
 @contextmanager
 def _reading(arguments: argparse.Namespace) -> Iterator[BerkeleyDBStorage]:
-    with BerkeleyDBStorage(arguments.directory, read_only=True, cachesize=arguments.cachesize) as storage:
+    with BerkeleyDBStorage(
+        arguments.directory, read_only=True, cachesize=arguments.cachesize, key=key_of(arguments)
+    ) as storage:
         yield storage
 
 

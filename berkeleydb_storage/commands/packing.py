@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from berkeleydb_storage.commands.command import Command, add_directory
+from berkeleydb_storage.commands.command import Command, add_directory, key_of
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.environment import TABLES
 from berkeleydb_storage.files import TABLE_SUFFIX
@@ -25,7 +25,10 @@ def _pack(arguments: argparse.Namespace, console: Console) -> int:
         "to go on, run the same command"
     )
     with BerkeleyDBStorage(
-        arguments.directory, cachesize=arguments.cachesize, garbage_collection=GarbageManual()
+        arguments.directory,
+        cachesize=arguments.cachesize,
+        garbage_collection=GarbageManual(),
+        key=key_of(arguments),
     ) as storage:
         started = time.monotonic()
         with console.progress() as progress:
@@ -56,7 +59,10 @@ def _show(packing: Packing, progress: Progress) -> None:
 def _compact(arguments: argparse.Namespace, console: Console) -> int:
     console.advice = "what was given back is; to go on, run the same command"
     with BerkeleyDBStorage(
-        arguments.directory, cachesize=arguments.cachesize, garbage_collection=GarbageManual()
+        arguments.directory,
+        cachesize=arguments.cachesize,
+        garbage_collection=GarbageManual(),
+        key=key_of(arguments),
     ) as storage:
         before, started = _bytes(arguments.directory), time.monotonic()
         with console.progress(unit="pages given back") as progress:

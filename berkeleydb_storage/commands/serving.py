@@ -15,7 +15,7 @@ from typing import Any
 
 from berkeleydb_storage.auth.users import Users
 from berkeleydb_storage.backup import Every
-from berkeleydb_storage.commands.command import Command, add_directory, size
+from berkeleydb_storage.commands.command import Command, add_directory, key_of, size
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.errors import OptionError
 from berkeleydb_storage.events import Event
@@ -82,6 +82,7 @@ def _storage(arguments: argparse.Namespace) -> BerkeleyDBStorage:
         read_only=arguments.read_only,
         cachesize=arguments.cachesize,
         backup=_backups(arguments),
+        key=key_of(arguments),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from berkeleydb_storage.commands.command import Command, add_directory, oid
+from berkeleydb_storage.commands.command import Command, add_directory, key_of, oid
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.reachability import REFERRERS, SEARCHING, Node, Why, why
 from berkeleydb_storage.storage import BerkeleyDBStorage
@@ -15,7 +15,9 @@ from berkeleydb_storage.storage import BerkeleyDBStorage
 
 def _why(arguments: argparse.Namespace, console: Console) -> int:
     with (
-        BerkeleyDBStorage(arguments.directory, read_only=True, cachesize=arguments.cachesize) as storage,
+        BerkeleyDBStorage(
+            arguments.directory, read_only=True, cachesize=arguments.cachesize, key=key_of(arguments)
+        ) as storage,
         console.progress() as progress,
     ):
         progress.totals.update({SEARCHING: storage.get_size(), REFERRERS: storage.get_size()})
