@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING
 
-from berkeleydb_storage.backup import Backup, Every, list_backups
+from berkeleydb_storage.backup import Backup, Every, Keep, Restored, Verified, list_backups, restore, verify_backups
 from berkeleydb_storage.check import Fault, Report
 from berkeleydb_storage.checkpoint import (
     CheckpointInline,
@@ -97,6 +97,7 @@ __all__ = [
     "GarbageNightly",
     "GarbageNumbers",
     "GarbageThread",
+    "Keep",
     "KeyNeeded",
     "KeySourceError",
     "LibraryMismatch",
@@ -113,6 +114,7 @@ __all__ = [
     "ReadOnlyError",
     "RecoveryNeeded",
     "Report",
+    "Restored",
     "ServerError",
     "ServerUnreachable",
     "Session",
@@ -123,6 +125,7 @@ __all__ = [
     "StorageNotEmpty",
     "StorageNotFound",
     "StoreUnreachable",
+    "Verified",
     "WireError",
     "WrongKey",
     "__version__",
@@ -132,6 +135,8 @@ __all__ = [
     "key_from_environment",
     "key_from_file",
     "list_backups",
+    "restore",
+    "verify_backups",
 ]
 
 

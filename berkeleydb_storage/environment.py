@@ -218,18 +218,19 @@ def _opened(environment: Any, path: Path, flags: int) -> Any:
 
 
 @contextmanager
-def scratch_directory(what: str) -> Iterator[Path]:
-    """Make a directory in the temporary one for `what`, and remove it afterwards.
+def scratch_directory(what: str, parent: Path | None = None) -> Iterator[Path]:
+    """Make a directory in `parent`, by default the temporary one, for `what`, and remove it afterwards.
 
     Raises:
         BerkeleyDBStorageError: that, or what is done with it, fails for want of a place or of room.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-") as name:
+        with tempfile.TemporaryDirectory(prefix="berkeleydb_storage-", dir=parent) as name:
             yield Path(name)
     except OSError as error:
+        place = parent or "the temporary directory"
         raise BerkeleyDBStorageError(
-            f"{what} cannot be made in the temporary directory ({error}): set TMPDIR to one with room for it"
+            f"{what} cannot be made in {place} ({error}): set TMPDIR to a directory with room for it"
         ) from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
-from berkeleydb_storage.backup import Every
+from berkeleydb_storage.backup.policy import Every
 from berkeleydb_storage.checkpoint import checkpoint_interface
 from berkeleydb_storage.errors import OptionError
 from berkeleydb_storage.garbage.policy import garbage_collection_interface

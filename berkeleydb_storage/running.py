@@ -18,17 +18,25 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from berkeleydb_storage import failpoints
-from berkeleydb_storage.backup import Backups, Every
+from berkeleydb_storage.backup.policy import Every
+from berkeleydb_storage.backup.regular import Backups
+from berkeleydb_storage.backup.source import LocalSource
 from berkeleydb_storage.checkpoint import Checkpointer, checkpoint_interface
+from berkeleydb_storage.control.serving import Control
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.errors import BerkeleyDBStorageError, DiskFullError
+from berkeleydb_storage.figures import take_figures
 from berkeleydb_storage.garbage.collector import Collector
 from berkeleydb_storage.garbage.policy import garbage_collection_interface
 from berkeleydb_storage.holding import Holds
 from berkeleydb_storage.maintenance import Worker, in_worker
 from berkeleydb_storage.opening import Opened, abandon_storage, close_storage
+from berkeleydb_storage.statistics import take_statistics
+from berkeleydb_storage.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +58,15 @@ class Running:
         self.holds = Holds(opened.directory, writable=opened.environment.writable)
         self.checkpointer: Checkpointer | None = None
         self.backups: Backups | None = None
+        self.source: LocalSource | None = None
+        """What backups are made from; None: it is read-only."""
+        self._control: Control | None = None
         if opened.environment.writable:
             self.checkpointer = Checkpointer(opened.environment, opened.directory, self.holds, checkpoint)
             engine.transactions.room.relief = self.holds.relieve
-            self.backups = Backups(engine, self.checkpointer, opened.directory, backup)
+            self.source = LocalSource(engine, self.checkpointer, opened.directory, self.holds)
+            self.backups = Backups(engine, self.source, backup)
+            self._control = Control(self.source, self.figures)
         self.collector = Collector(
             engine,
             garbage_collection,
@@ -81,6 +94,17 @@ class Running:
         """Start the threads."""
         for worker in self._workers:
             worker.start()
+        if self._control is not None:
+            self._control.start()
+
+    def figures(self) -> dict[str, Any]:
+        """Return what other processes are told, as JSON has it. Any thread may call it.
+
+        Raises:
+            DamagedError, StorageClosed: the storage cannot be used.
+        """
+        inside = take_figures(self.engine, take_statistics(self))
+        return {"pid": os.getpid(), "version": __version__, "inside": asdict(inside)}
 
     def committed(self, records: int) -> None:
         """Do what the inline policies say after a commit. It is acknowledged: nothing here may make it fail."""
@@ -116,6 +140,8 @@ class Running:
 
     def _stop(self) -> None:
         self.engine.closing = True
+        if self._control is not None:
+            self._control.stop()
         if self.backups is not None:
             self.backups.stop()
         for worker in self._workers:
@@ -129,6 +155,8 @@ class Running:
 
     def _abandon(self) -> None:
         """Free everything as soon as no thread is in the library any more."""
+        if self._control is not None:
+            self._control.stop()
         if self.backups is not None:
             self.backups.stop()
         for worker in self._workers:

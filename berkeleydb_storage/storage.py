@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
 from berkeleydb_storage import check, compaction, migration
-from berkeleydb_storage.backup import Backup, Every
+from berkeleydb_storage.backup.making import Backup
+from berkeleydb_storage.backup.policy import Every
+from berkeleydb_storage.backup.retention import Keep
 from berkeleydb_storage.checkpoint import CheckpointThread, checkpoint_interface
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS, explain
@@ -205,27 +207,37 @@ class BerkeleyDBStorage(Session):
             raise ReadOnlyError(f"{self.get_filename()} was opened read-only: there is nothing to checkpoint")
         self._running.checkpointer.checkpoint()
 
-    def backup(self, target: str | os.PathLike[str], progress: Callable[[str, int], None] | None = None) -> Backup:
-        """Make a backup in a new sub-directory of `target`, while commits go on: a whole copy, itself a storage.
+    def backup(
+        self,
+        target: str | os.PathLike[str],
+        progress: Callable[[str, int], None] | None = None,
+        *,
+        full: bool = False,
+        keep: int | Keep | None = None,
+    ) -> Backup:
+        """Make a backup in `target`, while commits go on: of everything the first time, then of what is new.
 
         Any thread may call it. What is in it is the state at a moment near the end: every commit is that was
-        acknowledged before the call, and no part of any. It takes some 10 seconds for 1 GB, and makes a checkpoint.
-        Log files that it needs stay until it is done, so that the disk of the storage needs room for all that is
-        written meanwhile. Killed at any point, it leaves nothing that looks like a backup.
+        acknowledged before the call, and no part of any. `restore` makes a storage of it again. The first takes some
+        seconds for 1 GB, and makes a checkpoint. From then on log files stay, until the next backup has them or they
+        have more bytes than the storage. Killed at any point, it leaves what was there before.
 
         Args:
-            target: an existing directory outside of the storage's.
+            target: an existing directory outside of the storage's, or a URL that fsspec knows.
             progress: called now and then with what is being done and the number of bytes; what it raises ends it.
+            full: copy everything again.
+            keep: how many backups of this storage stay in `target`, or which; default None: all.
 
         Raises:
             BackupError: another one is being made, or it cannot be made there; there is nothing of it then.
             ReadOnlyError: it was opened read-only.
             DiskFullError: the storage has no room for a checkpoint. CommitRefused: a migration is under way.
-            DamagedError, StorageClosed: the storage cannot be used.
+            DamagedError, StorageClosed: the storage cannot be used. OptionError: `keep` makes no sense.
         """
         if self._running.backups is None:
-            raise ReadOnlyError(f"{self.get_filename()} was opened read-only: copy its directory instead")
-        return self._running.backups.make(target, progress)
+            raise ReadOnlyError(f"{self.get_filename()} was opened read-only: open it for writing to back it up")
+        kept = None if keep is None else Keep.of(keep)
+        return self._running.backups.make(target, progress, full=full, keep=kept)
 
     def compact(self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD) -> int:
         """Return the room of deleted objects to the file system; commits go on between the steps.

@@ -14,9 +14,13 @@ ROOT = Path(berkeleydb_storage.__file__).parent
 LAYERS = """
 errors version keyed failpoints maintenance progress bitmaps events
 keys
-files options format room window garbage.policy backup.policy
+files options format room window garbage.policy
 records directory environment
-backup.shelf commits holding rekeying
+commits holding rekeying backup.catalog backup.stores.store backup.stores.patience
+backup.stores.local backup.stores.remote
+backup.stores
+backup.retention
+backup.policy
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 gate clock
@@ -29,8 +33,13 @@ garbage.cycles garbage.marking
 garbage.deletion
 garbage.suspicion garbage.packing compaction
 garbage.requests
-backup.copying
-garbage.collector garbage migration check opening session backup
+backup.source
+backup.repository backup.assembling
+backup.making backup.pruning backup.restoring
+backup.regular backup.recalling
+garbage.collector garbage migration check opening session
+backup.verifying
+backup
 statistics
 figures
 transport.unix
@@ -69,8 +78,8 @@ server.serving
 server
 commands.lines
 commands.console
-commands.command
-commands.backing commands.looking commands.moving commands.packing commands.passwords commands.serving commands.why
+commands.command commands.places
+commands.backing commands.restoring commands.looking commands.moving commands.packing commands.passwords commands.serving commands.why
 commands.asking
 commands
 cli

@@ -114,8 +114,8 @@ class Chores:
             done(error if isinstance(error, BerkeleyDBStorageError) else BackupError(f"the backup failed: {error!r}"))
         else:
             self._metrics.backups += 1
-            logger.info(Event("backed-up", to=made.path, objects=made.objects, bytes=made.bytes, seconds=made.seconds))
-            done({**asdict(made), "path": str(made.path)})
+            logger.info(Event("backed-up", to=made.where, objects=made.objects, bytes=made.bytes, seconds=made.seconds))
+            done({**asdict(made), "path": made.where})
 
     def _reports(self, progress: Told) -> Callable[[str, int], None]:
         """Return what the backup is to call: it reports now and then, and ends the backup when the server ends."""

@@ -237,7 +237,7 @@ class LocalLink:
             made = self._owner.storage.backup(
                 target, lambda activity, size: progress({"activity": activity, "bytes": size})
             )
-        return {**asdict(made), "path": str(made.path)}
+        return {**asdict(made), "path": made.where}
 
     def shutdown(self) -> None:
         """Give up the ownership; another process takes over, or this one again."""

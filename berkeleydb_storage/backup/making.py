@@ -1,0 +1,214 @@
+"""One backup: what is new since the last one, or everything.
+
+What is new is the log. It is enough if the source still has it from exactly the place on where the chain in the
+repository ends: only who made the chain holds that. Everything is copied where there is no such chain; where the log
+in it has outgrown the storage, so that a copy takes less room and restores faster; and where the copy is older than
+`FRESH`, so that old ones can go.
+
+Killed at any point: what is in the repository can be restored as before, and the next backup goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from berkeleydb_storage import failpoints
+from berkeleydb_storage.backup.catalog import Base, Run, moment_name
+from berkeleydb_storage.backup.repository import Report, Repository
+from berkeleydb_storage.backup.source import Moment, Source
+from berkeleydb_storage.backup.stores import is_url
+from berkeleydb_storage.directory import DESCRIPTION
+from berkeleydb_storage.environment import LOG_FILE_SIZE, TABLES
+from berkeleydb_storage.errors import BackupError, LogGone
+from berkeleydb_storage.files import TABLE_SUFFIX, Position
+
+logger = logging.getLogger(__name__)
+
+FRESH = 7 * 86400.0
+"""Seconds after which everything is copied again."""
+SMALL = 64 << 20
+"""Bytes of log that are kept, and that a chain may have, however small the storage is."""
+FULL, INCREMENTAL = "full", "incremental"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup that is complete."""
+
+    where: str
+    """The directory or URL that it is in."""
+    name: str
+    """The time (UTC) and the newest transaction of its state: names sort by time."""
+    kind: str
+    """"full", or "incremental": it goes on from the one before."""
+    storage: str
+    """The path of the storage that it was made of."""
+    identity: str
+    """The identity of that storage, in hexadecimal digits."""
+    tid: int
+    """The newest transaction in it."""
+    objects: int
+    """Objects in it, garbage included."""
+    bytes: int
+    """That were copied for it."""
+    seconds: float
+    """How long it took."""
+    time: float
+    """Whose state it is, in seconds since the epoch: every commit that was acknowledged before is in it."""
+
+
+def back_up(source: Source, repository: Repository, report: Report, *, full: bool = False) -> Backup:
+    """Make a backup, and return what was made.
+
+    Args:
+        source: of what.
+        repository: where to.
+        report: called with what is being done, and how many bytes of it are.
+        full: copy everything in any case.
+
+    Raises:
+        BackupError: it cannot be made; what was there before can be restored. As `Source` says.
+    """
+    started = time.monotonic()
+    _refuse_inside(source, repository)
+    moment = source.look()
+    base = newest(repository.bases(moment.identity.hex()))
+    holder = f"backup to {repository.store.url}"
+    position = source.held(holder)
+    if base is None or position is None or base.reach()[0] != position:
+        return _everything(source, repository, report, holder, moment, None)
+    if full or is_outgrown(base, moment):
+        return _everything(source, repository, report, holder, moment, (base, position))
+    try:
+        pieces = repository.add_pieces(source, base, position, moment, report)
+    except LogGone as error:
+        logger.warning("%s: everything is copied", error)
+        return _everything(source, repository, report, holder, moment, None)
+    source.hold(holder, moment.end, limit(base))
+    size = sum(_length(piece.start, piece.end) for piece in pieces)
+    values = {"seconds": round(time.monotonic() - started, 3), "bytes": size, "objects": moment.objects}
+    run = Run(moment.tid, moment.time)
+    repository.add_run(base, run, values)
+    failpoints.reached("backup.noted")
+    return described(repository, base, run, values)
+
+
+def _refuse_inside(source: Source, repository: Repository) -> None:
+    """Refuse to write backups into the directory of a storage, where they are lost with it and would be in its way.
+
+    Raises:
+        BackupError: that would happen.
+    """
+    if is_url(repository.store.url):
+        return
+    target, storage = Path(repository.store.url).resolve(), source.path.resolve()
+    if storage in (target, *target.parents) or (target / DESCRIPTION).exists():
+        raise BackupError(f"{repository.store.url} is in a storage: give a directory of its own for the backups")
+
+
+def _everything(
+    source: Source,
+    repository: Repository,
+    report: Report,
+    holder: str,
+    moment: Moment,
+    before: tuple[Base, Position] | None,
+) -> Backup:
+    base = renew(source, repository, report, holder, moment, before)
+    made = described(repository, base)
+    logger.info("backup of everything in %s to %s in %.1f s", source.path, made.where, made.seconds)
+    return made
+
+
+def renew(
+    source: Source,
+    repository: Repository,
+    report: Report,
+    holder: str,
+    moment: Moment,
+    before: tuple[Base, Position] | None,
+) -> Base:
+    """Copy everything, and hold the log from there on.
+
+    Args:
+        source: of what.
+        repository: where to.
+        report: called with what is being done.
+        holder: for whom the log is held.
+        moment: a state of now.
+        before: the base whose chain comes before, and where that ends: it is continued up to the new one, so that
+            each commit in between can be restored. None where there is none, or its log is lost.
+
+    Raises:
+        As `back_up`.
+    """
+    if before is not None:
+        try:
+            repository.add_pieces(source, *before, moment, report)
+        except LogGone as error:
+            logger.warning("%s: what was committed since the last backup is in the next one alone", error)
+            before = None
+    source.hold(holder, moment.end, SMALL)
+    base = repository.add_base(source, report)
+    manifest = base.noted
+    if before is not None:
+        reached = Moment(manifest.tid, manifest.time, manifest.objects, moment.identity, manifest.end)
+        with suppress(LogGone):
+            repository.add_pieces(source, before[0], moment.end, reached)
+    source.hold(holder, manifest.end, limit(base))
+    return base
+
+
+def newest(bases: list[Base]) -> Base | None:
+    """Return the newest base that is complete."""
+    return next((base for base in reversed(bases) if base.manifest is not None), None)
+
+
+def is_outgrown(base: Base, moment: Moment) -> bool:
+    """Tell whether a chain is too long, or too old, to be continued."""
+    manifest = base.noted
+    return _length(manifest.end, moment.end) > limit(base) or moment.time - manifest.time > FRESH * 1e6
+
+
+def limit(base: Base) -> int:
+    """Return how many bytes of log are worth keeping for a backup: as many as the storage has, or `SMALL`."""
+    sizes = base.noted.files
+    tables: int = sum(sizes[name + TABLE_SUFFIX]["bytes"] for name in TABLES if name + TABLE_SUFFIX in sizes)
+    return max(SMALL, tables)
+
+
+def _length(start: Position, end: Position) -> int:
+    """Return about how many bytes of log that is: of files that end in between, it counts as much as they can have."""
+    return (end.log - start.log) * LOG_FILE_SIZE + end.offset - start.offset
+
+
+def described(
+    repository: Repository, base: Base, run: Run | None = None, values: Mapping[str, object] | None = None
+) -> Backup:
+    """Return what is told of a base, or of an incremental backup that ends in its chain."""
+    manifest = base.noted
+    if run is None:
+        state = (FULL, manifest.tid, manifest.objects, manifest.bytes, manifest.seconds, manifest.time)
+    else:
+        noted = values or {}
+        numbers = [noted.get(name, 0) for name in ("objects", "bytes", "seconds")]
+        objects, size, seconds = (number if isinstance(number, (int, float)) else 0 for number in numbers)
+        state = (INCREMENTAL, run.tid, int(objects), int(size), float(seconds), run.time)
+    kind, tid, objects, size, seconds, when = state
+    return Backup(
+        repository.store.url,
+        moment_name(tid, when),
+        kind,
+        manifest.storage,
+        base.identity,
+        tid,
+        objects,
+        size,
+        seconds,
+        when / 1e6,
+    )
