@@ -134,9 +134,7 @@ class _Chain:
         self.identity = base.identity
         self.time, self.tid, self.begin = base.manifest.time, base.manifest.tid, base.manifest.end
         self.end = base.reach()[0]
-        ends = sorted(
-            ((piece.tid, piece.end) for piece in base.pieces if UNKNOWN < piece.tid and piece.end <= self.end)
-        )
+        ends = sorted((piece.tid, piece.end) for piece in base.pieces if piece.tid > UNKNOWN and piece.end <= self.end)
         self._tids = [tid for tid, _ in ends]
         self._ends = list(accumulate((end for _, end in reversed(ends)), min))[::-1]
 
