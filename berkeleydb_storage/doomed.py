@@ -50,7 +50,7 @@ class Doomed:
         row, start = self._meta.get(META_DOOMED), self._meta.get(META_DOOMED_FROM)
         if row is None:
             return BitMap64(), 0
-        return _unpack(row), 0 if start is None else unpack_uint64(start)
+        return unpack_doomed(row), 0 if start is None else unpack_uint64(start)
 
     def noted(self) -> bool:
         """Tell whether it is what the table says."""
@@ -94,7 +94,7 @@ class Doomed:
             self.closed, self.start = BitMap64(), 0
 
 
-def _unpack(row: bytes) -> BitMap64:
+def unpack_doomed(row: bytes) -> BitMap64:
     numbers = BitMap64.deserialize(row)
     if not numbers:
         raise ValueError("it is empty")
