@@ -95,6 +95,11 @@ class Doomed:
 
 
 def unpack_doomed(row: bytes) -> BitMap64:
+    """Return the oids of a row `META_DOOMED`.
+
+    Raises:
+        ValueError: it is malformed.
+    """
     numbers = BitMap64.deserialize(row)
     if not numbers:
         raise ValueError("it is empty")
