@@ -34,6 +34,8 @@ REPORT_EVERY = 1 << 20
 _VERSION, _MAGIC = 19, 0x040988
 _PERSISTENT = struct.Struct("=II")
 """The first record of each file: the magic number and the version of the log."""
+_FIRST, _FIRST_ENCRYPTED = 28, 64
+"""Bytes of it with its header."""
 _PREFIX = struct.Struct("=IIII")
 """Before the fields of a record: its type, the transaction, and where the record before of that is: file, offset."""
 _REGISTER, _COMMIT, _CHILD, _ITEM, _CHUNK = 2, 10, 12, 41, 43
@@ -75,21 +77,26 @@ def scan(path: Path, key: str | None = None, progress: Callable[[int], object] |
         DamagedError: a log file is damaged or missing.
         BerkeleyDBStorageError: they cannot be read.
     """
-    _require_version(path, plain=key is None)
-    reader = _Reader(_first_number(path, key))
-    read = reader.read
+    for number in files.log_numbers(path):
+        _require_version(path / files.log_name(number), plain=key is None)
+    read = _Reader(_first_number(path, key)).read
     done: tuple[int, int] | None = None
-    last = reported = Position(0, 0)
-    where: tuple[int, int] = last
+    last = where = reported = (0, 0)
     with closing(log_records(path, key)) as records:
-        for where, record in records:
+        for position, record in records:
+            if position[0] != where[0] and where[0]:
+                _require_end(path, where, position[0])
+            where = position
             if done is not None:
-                yield Commit(*done, Position(*where) if where[0] == last.log else _end(path, last))
+                yield Commit(*done, Position(*where) if where[0] == last[0] else _end(path, last))
             done = read(record)
             if done is not None:
-                last = Position(*where)
-            if progress is not None and (where[0] != reported.log or where[1] - reported.offset >= REPORT_EVERY):
-                reported = _report(path, progress, reported, where)
+                last = where
+            if progress is not None and (where[0] != reported[0] or where[1] - reported[1] >= REPORT_EVERY):
+                progress(_size(path, reported, where))
+                reported = where
+    if where[0]:
+        _require_last(path, where)
     if done is not None:
         yield Commit(*done, _end(path, last))
 
@@ -199,29 +206,50 @@ def _first_number(path: Path, key: str | None) -> int | None:
     return None
 
 
-def _end(path: Path, position: Position) -> Position:
+def _end(path: Path, position: tuple[int, int]) -> Position:
     """Return where the record at this position ends."""
-    with (path / files.log_name(position.log)).open("rb") as file:
-        file.seek(position.offset)
-        return Position(position.log, position.offset + LOG_HEADER.unpack(file.read(LOG_HEADER.size))[1])
+    with (path / files.log_name(position[0])).open("rb") as file:
+        file.seek(position[1])
+        return Position(position[0], position[1] + LOG_HEADER.unpack(file.read(LOG_HEADER.size))[1])
 
 
-def _report(path: Path, progress: Callable[[int], object], before: Position, where: tuple[int, int]) -> Position:
-    skipped = range(max(before.log, files.log_numbers(path)[0]), where[0])
-    sizes = sum((path / files.log_name(number)).stat().st_size for number in skipped)
-    progress(sizes - before.offset + where[1])
-    return Position(*where)
+def _require_end(path: Path, position: tuple[int, int], following: int) -> None:
+    """Look whether the last record that was read of a log file ends it; the library may take damage for the end."""
+    end = _end(path, position)
+    file = path / files.log_name(end.log)
+    if following != end.log + 1:
+        raise DamagedError(f"{path / files.log_name(end.log + 1)} is missing: put it back, or restore from a backup")
+    if files.log_tail(file, end.offset).size:
+        raise DamagedError(
+            f"{file} is damaged at offset {end.offset}: put an undamaged copy back, or restore from a backup"
+        )
 
 
-def _require_version(path: Path, *, plain: bool) -> None:
-    """Refuse a log of another version; where it is encrypted, only the library can tell."""
-    for number in files.log_numbers(path) if plain else ():
-        file = path / files.log_name(number)
-        with file.open("rb") as log:
-            start = log.read(LOG_HEADER.size + _PERSISTENT.size)
-        if any(start):  # a file that was just begun may have nothing in it
-            magic, version = _PERSISTENT.unpack_from(start.ljust(LOG_HEADER.size + _PERSISTENT.size), LOG_HEADER.size)
-            if magic != _MAGIC:
-                raise DamagedError(f"{file} is not a log file: put an undamaged copy back, or restore from a backup")
-            if version != _VERSION:
-                raise LibraryMismatch(f"{file} has version {version}, not {_VERSION}: use the library that wrote it")
+def _require_last(path: Path, position: tuple[int, int]) -> None:
+    """Look whether the last record that was read is in the last log file, or nothing is in those behind it."""
+    for number in files.log_numbers(path):
+        if number > position[0] and files.log_tail(path / files.log_name(number), 0).size:
+            _require_end(path, position, number)
+
+
+def _size(path: Path, before: tuple[int, int], where: tuple[int, int]) -> int:
+    """Return how many bytes of log are between two positions."""
+    skipped = range(before[0] or files.log_numbers(path)[0], where[0])
+    return sum((path / files.log_name(number)).stat().st_size for number in skipped) - before[1] + where[1]
+
+
+def _require_version(file: Path, *, plain: bool) -> None:
+    """Refuse a log of another version; where it is encrypted, only the library can tell.
+
+    The library crashes where the length of the first record is damaged.
+    """
+    with file.open("rb") as log:
+        start = log.read(LOG_HEADER.size + _PERSISTENT.size)
+    if not any(start):  # it was just begun, and nothing was written yet
+        return
+    start = start.ljust(LOG_HEADER.size + _PERSISTENT.size, b"\0")
+    magic, version = _PERSISTENT.unpack_from(start, LOG_HEADER.size)
+    if LOG_HEADER.unpack_from(start)[1] != (_FIRST if plain else _FIRST_ENCRYPTED) or (plain and magic != _MAGIC):
+        raise DamagedError(f"{file} is damaged at its beginning: put an undamaged copy back, or restore from a backup")
+    if plain and version != _VERSION:
+        raise LibraryMismatch(f"{file} has version {version}, not {_VERSION}: use the library that wrote it")

@@ -270,15 +270,14 @@ def log_records(
         start: where the first record is that is wanted; None: the first that there is.
 
     Raises:
-        DamagedError: a log file that is not the last one ends in the middle, or one is missing.
+        DamagedError: a record that is not in the last file is damaged. Not every damage is found: where the length of
+            a record becomes zero, the rest of its file is skipped, and so is a file that is missing.
         BerkeleyDBStorageError: they cannot be read.
     """
     if not files.log_numbers(path):
         return
-    environment = db.DBEnv()
-    if key is not None:
-        environment.set_encrypt(key, db.DB_ENCRYPT_AES)
     with explained(path):
+        environment = _encrypted(db.DBEnv(), key)
         environment = _opened(environment, path, db.DB_CREATE | db.DB_INIT_LOG | db.DB_PRIVATE | db.DB_THREAD)
         try:
             cursor = environment.log_cursor()
