@@ -1,7 +1,7 @@
 """One backup: what is new since the last one, or everything.
 
-What is new is the log. It is enough if the source still has it from exactly the place on where the chain in the
-repository ends: only who made the chain holds that. Everything is copied where there is no such chain; where the log
+What is new is the log. It is enough if the source still has it from the place on where the chain in the repository
+ends, and the chain is its own: who made it holds the log from there on. Everything is copied where there is no such chain; where the log
 in it has outgrown the storage, so that a copy takes less room and restores faster; and where the copy is older than
 `FRESH`, so that old ones can go.
 
@@ -10,6 +10,7 @@ Killed at any point: what is in the repository can be restored as before, and th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -18,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from berkeleydb_storage import failpoints
-from berkeleydb_storage.backup.catalog import Base, Run, moment_name
+from berkeleydb_storage.backup.catalog import DIGITS, Base, Piece, Run, moment_name
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.source import Moment, Source
 from berkeleydb_storage.backup.stores import is_url
 from berkeleydb_storage.directory import DESCRIPTION
 from berkeleydb_storage.environment import LOG_FILE_SIZE, TABLES
-from berkeleydb_storage.errors import BackupError, LogGone
+from berkeleydb_storage.errors import BackupError, DamagedError, LogGone
 from berkeleydb_storage.files import TABLE_SUFFIX, Position
 
 logger = logging.getLogger(__name__)
@@ -80,12 +81,13 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
     base = newest(repository.bases(moment.identity.hex()))
     holder = f"backup to {repository.store.url}"
     position = source.held(holder)
-    if base is None or position is None or base.reach()[0] != position:
+    if base is None or position is None or not is_mine(source, base, position):
         return _everything(source, repository, report, holder, moment, None)
+    reached = base.reach()[0]
     if full or is_outgrown(base, moment):
-        return _everything(source, repository, report, holder, moment, (base, position))
+        return _everything(source, repository, report, holder, moment, (base, reached))
     try:
-        pieces = repository.add_pieces(source, base, position, moment, report)
+        pieces = repository.add_pieces(source, base, reached, moment, report)
     except LogGone as error:
         logger.warning("%s: everything is copied", error)
         return _everything(source, repository, report, holder, moment, None)
@@ -167,6 +169,34 @@ def renew(
 def newest(bases: list[Base]) -> Base | None:
     """Return the newest base that is complete."""
     return next((base for base in reversed(bases) if base.manifest is not None), None)
+
+
+def is_mine(source: Source, base: Base, position: Position) -> bool:
+    """Tell whether the chain of a base is of the log that the source has, so that it may be continued.
+
+    It is where the log is held from its end on. Who was killed after it had written pieces, and before it held the
+    log from their end on, holds what is in them, too: then they are compared.
+
+    Args:
+        source: of what.
+        base: the base.
+        position: from where on the source holds the log.
+    """
+    reached = base.reach()[0]
+    if position >= reached:
+        return position == reached
+    unheld = [piece for piece in base.chain() if piece.end > position]
+    try:
+        return all(piece.start >= position and _digest(source, piece) == piece.digest for piece in unheld)
+    except (LogGone, DamagedError):
+        return False
+
+
+def _digest(source: Source, piece: Piece) -> str:
+    hashed = hashlib.sha256()
+    for chunk in source.log(piece.start, piece.end):
+        hashed.update(chunk.data)
+    return hashed.hexdigest()[:DIGITS]
 
 
 def is_outgrown(base: Base, moment: Moment) -> bool:

@@ -242,7 +242,7 @@ def _needless_pieces(base: Base, end: Position) -> Iterator[str]:
     """Yield the pieces, the last first, that begin at `end` or later, or are in the base, or whole in another one."""
     assert base.manifest is not None
     begin = base.manifest.end
-    useless = {piece for piece in base.pieces if piece.start >= end or piece.end <= begin}
+    useless = {piece for piece in base.pieces if not begin < end or piece.start >= end or piece.end <= begin}
     useless |= _replaced([piece for piece in base.pieces if piece not in useless])
     for piece in sorted(useless, key=lambda piece: (piece.start, piece.end), reverse=True):
         yield from _piece_names(base, piece)
