@@ -18,6 +18,7 @@ AT_ONCE = 512
 """Pages whose checksums are best found together."""
 
 _MAGIC = b"mac derivation key magic value"
+_CIPHER_MAGIC = b"encryption and decryption key value magic"
 _BLOCK = 64
 _INITIAL = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0)
 _CONSTANTS = (0x5A827999, 0x6ED9EBA1, 0x8F1BBCDC, 0xCA62C1D6)
@@ -31,6 +32,11 @@ State = tuple[int, int, int, int, int]
 def mac_key(password: bytes) -> bytes:
     """Return the key of the checksums that the library derives from a password."""
     return _hash(_INITIAL, password + b"\0" + _MAGIC + password + b"\0")
+
+
+def cipher_key(password: bytes) -> bytes:
+    """Return the key of AES that the library derives from a password."""
+    return _hash(_INITIAL, password + b"\0" + _CIPHER_MAGIC + password + b"\0")[:16]
 
 
 def mac(key: bytes, data: bytes) -> bytes:
@@ -71,7 +77,9 @@ def _after(state: State, block: bytes) -> State:
             e = e + words[word] + _CONSTANTS[0] + _turned(a, 5) & _WORD
         a, b, c, d, e = e, a, _turned(b, 30), c, d
     for number in range(16, 80):
-        word = _turned(words[number - 3 & 15] ^ words[number - 8 & 15] ^ words[number - 14 & 15] ^ words[number & 15], 1)
+        word = _turned(
+            words[number - 3 & 15] ^ words[number - 8 & 15] ^ words[number - 14 & 15] ^ words[number & 15], 1
+        )
         words[number & 15] = word
         e = e + _mixed(number, b, c, d) + word + _CONSTANTS[number // 20] + _turned(a, 5) & _WORD
         a, b, c, d, e = e, a, _turned(b, 30), c, d
