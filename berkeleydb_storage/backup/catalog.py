@@ -167,6 +167,11 @@ class Base:
         return self.manifest
 
     @property
+    def is_damaged(self) -> bool:
+        """Whether there is a manifest that cannot be used."""
+        return self.manifest is None and MANIFEST in self.names
+
+    @property
     def begun(self) -> int:
         """When it was begun, in microseconds since the epoch."""
         return (parse_moment(self.name) or (0, 0))[1]

@@ -1,9 +1,9 @@
 """One backup: what is new since the last one, or everything.
 
 What is new is the log. It is enough if the source still has it from the place on where the chain in the repository
-ends, and the chain is its own: who made it holds the log from there on. Everything is copied where there is no such chain; where the log
-in it has outgrown the storage, so that a copy takes less room and restores faster; and where the copy is older than
-`FRESH`, so that old ones can go.
+ends, and the chain is its own: who made it holds the log from there on. Everything is copied where there is no such
+chain; where the log in it has outgrown the storage, so that a copy takes less room and restores faster; and where the
+copy is older than `FRESH`, so that old ones can go.
 
 Killed at any point: what is in the repository can be restored as before, and the next backup goes on from there.
 """

@@ -12,9 +12,9 @@ from typing import Any
 from berkeleydb_storage.backup.catalog import Base
 from berkeleydb_storage.backup.making import Backup, described
 from berkeleydb_storage.backup.repository import Report, Repository
-from berkeleydb_storage.backup.restoring import Restored, Restoring, Wanted, choose
+from berkeleydb_storage.backup.restoring import Restored, Restoring, Wanted, before, choose
 from berkeleydb_storage.backup.stores import open_store
-from berkeleydb_storage.errors import BackupError, OptionError
+from berkeleydb_storage.errors import BackupError, DamagedBackup, OptionError
 from berkeleydb_storage.rekeying import rekey
 
 
@@ -62,7 +62,7 @@ def select(bases: list[Base], of: str | None, where: str) -> list[Base]:
     if len(paths) > 1:
         raise BackupError(f"{where} has backups of {', '.join(sorted(paths))}: say which, by --of")
     newest = max(known, key=lambda base: base.reach()[2])
-    return [base for base in known if base.identity == newest.identity]
+    return [base for base in bases if base.identity == newest.identity]
 
 
 def restore(
@@ -108,7 +108,8 @@ def restore(
     started = time.monotonic()
     repository = Repository(open_store(where, options=options))
     wanted = Wanted(to_commit, None if to is None else _microseconds(to))
-    base = choose(select(repository.bases(), of, repository.store.url), wanted)
+    bases = select(repository.bases(), of, repository.store.url)
+    base = choose(bases, wanted)
     report: Report = progress or _silent
     restoring = Restoring(repository, report, key=key)
     place = Path(target)
@@ -119,7 +120,13 @@ def restore(
         return changed
 
     changes = change_key if decrypt or new_key is not None else None
-    state, size = restoring.into(place, base, wanted, changes)
+    try:
+        state, size = restoring.into(place, base, wanted, changes)
+    except DamagedBackup as error:
+        tid = before(base, bases)
+        if tid is None or "--to-commit" in str(error):
+            raise
+        raise DamagedBackup(f"{error}; all up to transaction {tid} is elsewhere, give --to-commit {tid}") from error
     seconds = round(time.monotonic() - started, 3)
     storage = base.noted.storage
     return Restored(place, storage, state.tid, state.time / 1e6, state.objects, size, seconds)

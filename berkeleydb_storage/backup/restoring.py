@@ -14,15 +14,18 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 from berkeleydb_storage import commits, failpoints, files
 from berkeleydb_storage.backup.assembling import State, describe, finish, verify
-from berkeleydb_storage.backup.catalog import UNKNOWN, Base, Piece, follow
+from berkeleydb_storage.backup.catalog import MANIFEST, UNKNOWN, Base, Piece, follow
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.environment import TABLES
 from berkeleydb_storage.errors import BackupError, DamagedBackup
@@ -31,6 +34,8 @@ from berkeleydb_storage.files import TABLE_SUFFIX, Position
 logger = logging.getLogger(__name__)
 
 RESTORING = ".restoring-"
+AHEAD = 8
+"""Pieces that are fetched at a time."""
 
 
 @dataclass(frozen=True)
@@ -175,25 +180,38 @@ class Restoring:
         reached, known = base.noted.end, base.noted.tid
         left = list(base.pieces)
         damaged: DamagedBackup | None = None
-        while pieces := follow(left, reached):
-            piece = pieces[0]
+        while plan := follow(left, reached):
             try:
-                data = self._repository.read_piece(base, piece)
-            except DamagedBackup as error:  # there may be another one with the same bytes
+                for piece, data in self._read(base, plan):
+                    self._write(path / files.log_name(piece.start.log), piece.start.offset, (data,))
+                    reached, damaged = piece.end, None
+                    known = piece.tid or known
+                    if wanted.passed(piece):
+                        return
+            except DamagedBackup as error:  # there may be another piece with the same bytes
                 damaged = error
-                left.remove(piece)
-                continue
-            self._write(path / files.log_name(piece.start.log), piece.start.offset, (data,))
-            reached, damaged = piece.end, None
-            known = piece.tid or known
-            if wanted.passed(piece):
-                return
+                left.remove(next(piece for piece in plan if piece.end > reached))
         if damaged is None and any(piece.end > reached for piece in left):
             damaged = DamagedBackup(f"{base.folder}: the log from {reached.log}/{reached.offset} on is missing")
         if damaged is not None:
-            raise DamagedBackup(
-                f"{damaged}. Transaction {known} and all before can be restored: give --to-commit {known}"
-            )
+            raise DamagedBackup(f"{damaged}; {_advice(known)}")
+
+    def _read(self, base: Base, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bytes]]:
+        """Give the log in some pieces, of which the next ones are fetched meanwhile: a store may be far away."""
+        waiting: deque[tuple[Piece, Future[bytes]]] = deque()
+        following = iter(pieces)
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="berkeleydb_storage restore") as pool:
+            try:
+                while True:
+                    for piece in islice(following, AHEAD - len(waiting)):
+                        waiting.append((piece, pool.submit(self._repository.read_piece, base, piece)))
+                    if not waiting:
+                        return
+                    piece, data = waiting.popleft()
+                    yield piece, data.result()
+            finally:
+                for _, data in waiting:
+                    data.cancel()
 
     def _cut(self, path: Path, end: Position, wanted: Wanted) -> None:
         """End the log after the last commit that is wanted, or at the end of the base."""
@@ -229,8 +247,35 @@ def choose(bases: list[Base], wanted: Wanted) -> Base:
             f"{moment_text(oldest.time)}"
         )
     best = max(fitting, key=lambda base: (base.noted.tid, base.noted.time))
+    _require_sound(best, bases, wanted)
     _require_reached(best, whole, wanted)
     return best
+
+
+def _require_sound(base: Base, bases: list[Base], wanted: Wanted) -> None:
+    """Look whether a later base, whose manifest is damaged, may have what is wanted.
+
+    Raises:
+        DamagedBackup: it may. What can be restored is told.
+    """
+    damaged = [other for other in bases if other.is_damaged and other.begun >= base.begun]
+    _, tid, time = base.reach()
+    reached = wanted.tid <= tid if wanted.tid is not None else wanted.time is not None and wanted.time < time
+    if damaged and not reached:
+        raise DamagedBackup(
+            f"{damaged[-1].folder}/{MANIFEST} is damaged, and may have what came after transaction {tid}: "
+            f"{_advice(tid)}"
+        )
+
+
+def _advice(tid: int) -> str:
+    return f"all up to transaction {tid} can be restored, give --to-commit {tid}"
+
+
+def before(base: Base, bases: list[Base]) -> int | None:
+    """Return the newest transaction that can be restored without a base and what follows it; None: there is none."""
+    others = [other.reach()[1] for other in bases if other.manifest and other.noted.tid < base.noted.tid]
+    return min(max(others), base.noted.tid - 1) if others else None
 
 
 def _require_reached(base: Base, bases: list[Base], wanted: Wanted) -> None:

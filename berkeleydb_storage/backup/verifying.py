@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from berkeleydb_storage.backup.catalog import MANIFEST, Base, Piece
+from berkeleydb_storage.backup.catalog import Base, Piece
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.restoring import Restoring, Wanted
 from berkeleydb_storage.backup.stores import open_store
@@ -93,13 +93,9 @@ def verify_backups(
     repository = Repository(open_store(where, options=options))
     verifying = _Verifying(repository, key, Path(scratch) if scratch is not None else None, progress or _silent)
     bases = repository.bases()
-    chains = tuple(verifying.chain(base) for base in bases if base.manifest is not None or _is_damaged(base))
-    interrupted = tuple(base.folder for base in bases if base.manifest is None and not _is_damaged(base))
+    chains = tuple(verifying.chain(base) for base in bases if base.manifest is not None or base.is_damaged)
+    interrupted = tuple(base.folder for base in bases if base.manifest is None and not base.is_damaged)
     return Verified(repository.store.url, chains, interrupted, verifying.read, round(time.monotonic() - started, 3))
-
-
-def _is_damaged(base: Base) -> bool:
-    return base.manifest is None and MANIFEST in base.names
 
 
 class _Verifying:
@@ -132,7 +128,7 @@ class _Verifying:
         reached, known, _ = base.reach()
         if any(piece.end > reached for piece in base.pieces):
             yield [
-                f"{base.folder}: the log from {reached.log}/{reached.offset} on is missing: --to-commit {known} is whole"
+                f"{base.folder}: the log from {reached.log}/{reached.offset} on is missing: give --to-commit {known}"
             ]
 
     def _count(self, chunks: Iterator[bytes]) -> None:
