@@ -8,6 +8,7 @@
 from typing import TYPE_CHECKING
 
 from berkeleydb_storage.backup import Backup, Every, Keep, Restored, Verified, list_backups, restore, verify_backups
+from berkeleydb_storage.backup.archive import Archive, Archived
 from berkeleydb_storage.check import Fault, Report
 from berkeleydb_storage.checkpoint import (
     CheckpointInline,
@@ -73,6 +74,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessDenied",
+    "Archive",
+    "Archived",
     "AuthenticationError",
     "Backup",
     "BackupError",

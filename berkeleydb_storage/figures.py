@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+from berkeleydb_storage.backup.archive import Archived
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.files import Position
 from berkeleydb_storage.format import PENDING, UNSETTLED
@@ -65,6 +66,8 @@ class Inside:
     """Whether its last owner had not closed it."""
     holds: tuple[Held, ...] = ()
     """The backups and archives that log files are kept for, which recovery does not need; who holds most first."""
+    archive: Archived | None = None
+    """How far the archive is that the owner makes; None: it makes none."""
     packing: Packing | None = None
     """How far the full pack under way is, None where there is none."""
     end: Position | None = None
@@ -111,6 +114,7 @@ def take_figures(engine: Engine, known: Statistics) -> Inside:
         collected_bytes=known.collected.bytes,
         recovered=known.recovered,
         holds=known.holds,
+        archive=known.archive,
         packing=known.packing,
         end=end,
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
+from berkeleydb_storage.backup.archive import Archive
 from berkeleydb_storage.backup.policy import Every
+from berkeleydb_storage.backup.stores import open_store
 from berkeleydb_storage.checkpoint import checkpoint_interface
 from berkeleydb_storage.errors import OptionError
 from berkeleydb_storage.garbage.policy import garbage_collection_interface
@@ -18,11 +20,12 @@ def verify_policies(
     checkpoint: checkpoint_interface | None,
     garbage_collection: garbage_collection_interface | None,
     backup: Every | None,
+    archive: Archive | None = None,
 ) -> None:
     """Refuse what are no policies.
 
     Raises:
-        OptionError: one of them.
+        OptionError: one of them. BackupError: an archive that cannot be: what its URL needs is not installed.
     """
     if checkpoint is not None:
         _require(checkpoint, "checkpoint", "due", "interval")
@@ -30,6 +33,10 @@ def verify_policies(
         _require(garbage_collection, "garbage_collection", "amount", "interval", "grace")
     if not (backup is None or isinstance(backup, Every)):
         raise OptionError(f"backup is Every(seconds, to, keep), or None, not {backup!r}")
+    if not (archive is None or isinstance(archive, Archive)):
+        raise OptionError(f"archive is Archive(to, interval, queue, keep), or None, not {archive!r}")
+    if archive is not None:
+        open_store(archive.to, options=archive.options, timeout=archive.timeout, require=False)
 
 
 def _require(policy: object, option: str, *members: str) -> None:

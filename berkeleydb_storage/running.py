@@ -22,6 +22,8 @@ from dataclasses import asdict
 from typing import Any
 
 from berkeleydb_storage import failpoints
+from berkeleydb_storage.backup.archive import Archive
+from berkeleydb_storage.backup.archiving import ArchiveThread
 from berkeleydb_storage.backup.policy import Every
 from berkeleydb_storage.backup.regular import Backups
 from berkeleydb_storage.backup.source import LocalSource
@@ -51,6 +53,7 @@ class Running:
         checkpoint: checkpoint_interface,
         garbage_collection: garbage_collection_interface,
         backup: Every | None,
+        archive: Archive | None = None,
     ) -> None:
         """Put everything together; nothing runs yet."""
         self.opened = opened
@@ -60,12 +63,14 @@ class Running:
         self.backups: Backups | None = None
         self.source: LocalSource | None = None
         """What backups are made from; None: it is read-only."""
+        self.archive: ArchiveThread | None = None
         self._control: Control | None = None
         if opened.environment.writable:
             self.checkpointer = Checkpointer(opened.environment, opened.directory, self.holds, checkpoint)
             engine.transactions.room.relief = self.holds.relieve
             self.source = LocalSource(engine, self.checkpointer, opened.directory, self.holds)
             self.backups = Backups(engine, self.source, backup)
+            self.archive = None if archive is None else ArchiveThread(self.source, archive)
             self._control = Control(self.source, self.figures)
         self.collector = Collector(
             engine,
@@ -96,6 +101,8 @@ class Running:
             worker.start()
         if self._control is not None:
             self._control.start()
+        if self.archive is not None:
+            self.archive.start()
 
     def figures(self) -> dict[str, Any]:
         """Return what other processes are told, as JSON has it. Any thread may call it.
@@ -139,7 +146,11 @@ class Running:
             close_storage(self.opened)
 
     def _stop(self) -> None:
+        if self.archive is not None:
+            self.archive.stop()
         self.engine.closing = True
+        if self.archive is not None:
+            self.archive.leave()
         if self._control is not None:
             self._control.stop()
         if self.backups is not None:
@@ -155,6 +166,8 @@ class Running:
 
     def _abandon(self) -> None:
         """Free everything as soon as no thread is in the library any more."""
+        if self.archive is not None:
+            self.archive.leave()
         if self._control is not None:
             self._control.stop()
         if self.backups is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from berkeleydb_storage.backup.archive import Archived
 from berkeleydb_storage.garbage.collector import Collected
 from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.holding import Held
@@ -58,6 +59,8 @@ class Statistics:
     """Whether the last owner had not closed the storage."""
     holds: tuple[Held, ...]
     """The backups and archives that log files are kept for, which recovery does not need; who holds most first."""
+    archive: Archived | None
+    """How far the archive is that the option `archive` asks for; None: it does not."""
 
 
 def take_statistics(running: Running) -> Statistics:
@@ -92,4 +95,5 @@ def take_statistics(running: Running) -> Statistics:
         type=running.opened.type,
         recovered=running.opened.recovered,
         holds=running.holds.figures(),
+        archive=running.archive.figures() if running.archive else None,
     )

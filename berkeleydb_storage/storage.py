@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
 from berkeleydb_storage import check, compaction, migration
+from berkeleydb_storage.backup.archive import Archive
 from berkeleydb_storage.backup.making import Backup
 from berkeleydb_storage.backup.policy import Every
 from berkeleydb_storage.backup.retention import Keep
@@ -53,6 +54,7 @@ class BerkeleyDBStorage(Session):
         checkpoint: checkpoint_interface | None = None,
         garbage_collection: garbage_collection_interface | None = None,
         backup: Every | None = None,
+        archive: Archive | None = None,
         readonly: bool | None = None,
         repair: bool | None = None,
         key: str | None = None,
@@ -76,6 +78,8 @@ class BerkeleyDBStorage(Session):
             checkpoint: when to make checkpoints; default `CheckpointThread()`.
             garbage_collection: when to collect garbage; default `GarbageThread()`.
             backup: when to back it up by itself, and where to; default None: never. Cost: a whole copy each time.
+            archive: where to copy what is committed, every second; default None: nowhere. Cost: everything is copied
+                once; then the network, and some processor time of another thread.
             readonly: what Durus calls `read_only`.
             repair: Durus' option: check everything now, and rebuild reference counts and queues where they are wrong.
                 Cost: reads the whole storage.
@@ -90,6 +94,7 @@ class BerkeleyDBStorage(Session):
             NewerFormat, LibraryMismatch: a newer version, or one of another library, wrote it.
             RecoveryNeeded: `do_recover` is False, and it must be.
             DamagedError: a file is missing or damaged; it is named.
+            BackupError: `archive` names what cannot be used, such as a URL whose package is not installed.
             OptionError: an option makes no sense, or there is a key and the storage is not encrypted.
             WrongKey, KeyNeeded: it is encrypted with another key, or there is none.
             DiskFullError: there is no room to create or recover it.
@@ -105,8 +110,9 @@ class BerkeleyDBStorage(Session):
             repair=bool(repair),
             key=key,
         )
-        verify_policies(checkpoint, garbage_collection, backup)
-        self._open(options, path, checkpoint or CheckpointThread(), garbage_collection or GarbageThread(), backup)
+        verify_policies(checkpoint, garbage_collection, backup, archive)
+        policies = (checkpoint or CheckpointThread(), garbage_collection or GarbageThread(), backup, archive)
+        self._open(options, path, *policies)
 
     def _open(
         self,
@@ -115,11 +121,12 @@ class BerkeleyDBStorage(Session):
         checkpoint: checkpoint_interface,
         garbage_collection: garbage_collection_interface,
         backup: Every | None,
+        archive: Archive | None,
     ) -> None:
         opened = open_storage(path, options)
         try:
             engine = Engine(opened.environment, durable=options.durable, async_log_write=options.async_log_write)
-            self._running = running = Running(opened, engine, checkpoint, garbage_collection, backup)
+            self._running = running = Running(opened, engine, checkpoint, garbage_collection, backup, archive)
             super().__init__(engine, ordered=opened.type == "btree", committed=running.committed)
             migration.undo_interrupted(engine)
             engine.begin_oids()

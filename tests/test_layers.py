@@ -20,7 +20,7 @@ commits holding rekeying backup.catalog backup.stores.store backup.stores.patien
 backup.stores.local backup.stores.remote
 backup.stores
 backup.retention
-backup.policy
+backup.policy backup.archive backup.claim
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
 gate clock
@@ -34,9 +34,10 @@ garbage.deletion
 garbage.suspicion garbage.packing compaction
 garbage.requests
 backup.source
-backup.repository backup.assembling
+backup.repository backup.assembling backup.guarding
 backup.making backup.pruning backup.restoring
-backup.regular backup.recalling
+backup.regular backup.recalling backup.chain
+backup.archiving
 garbage.collector garbage migration check opening session
 backup.verifying
 backup

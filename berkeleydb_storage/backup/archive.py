@@ -27,8 +27,8 @@ class Archive:
     """A directory that exists, or a URL that fsspec knows, such as ``abfs://container/folder``. Several storages may
     share it."""
     interval: float = 1.0
-    """Seconds from one look at what was committed to the next: so much may be missing when the machine is lost. Each
-    takes two requests of the store, if something was."""
+    """Seconds of commits that may be missing when the machine is lost: what was committed is looked at so often, and a
+    little earlier, by what the store takes. Each look takes two requests of the store, if something was."""
     queue: int = QUEUE
     """Bytes of log that are kept beside those that recovery needs, while they cannot be copied."""
     keep: Keep | int | None = None
@@ -37,7 +37,7 @@ class Archive:
     """What fsspec's file system takes, such as credentials; what is not given it finds by itself."""
     timeout: float = 60.0
     """Seconds that a request of the store may take."""
-    closing: float = 10.0
+    closing: float = 5.0
     """Seconds that closing the storage waits for the last commits to be copied; after that, they are when it is opened
     again."""
 
@@ -57,3 +57,31 @@ class Archive:
             raise OptionError(f"archive: to is a directory or a URL, not {self.to!r}")
         if self.keep is not None:
             object.__setattr__(self, "keep", Keep.of(self.keep))
+
+
+@dataclass(frozen=True)
+class Archived:
+    """How far an archive is."""
+
+    url: str
+    """Where it is."""
+    tid: int | None
+    """The newest transaction that is in it; None: not known, as long as nothing was copied since the opening."""
+    time: float | None
+    """Every commit before that time, in seconds since the epoch, is in it; None as above."""
+    behind_bytes: int | None
+    """Of log, that are not in it; None where there is nothing to continue, until everything is copied."""
+    behind_seconds: float
+    """Age of the oldest commit that is not in it, at most; 0: all are."""
+    shipped_bytes: int
+    """Of log, since the storage was opened."""
+    pieces: int
+    """In which they came."""
+    bases: int
+    """How often everything was copied since the storage was opened."""
+    copying: int | None
+    """Bytes that were copied so far, while everything is; None: it is not."""
+    gaps: int
+    """How often the log was lost before it was copied, since the storage was opened."""
+    failing: str
+    """Why it does not work at present; empty if it does."""

@@ -21,20 +21,20 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from berkeleydb_storage import failpoints
-from berkeleydb_storage.backup.archive import QUEUE
+from berkeleydb_storage.backup.archive import QUEUE, Archive, Archived
 from berkeleydb_storage.backup.catalog import Base
 from berkeleydb_storage.backup.chain import Chain, Joined, resume
 from berkeleydb_storage.backup.claim import Claim
+from berkeleydb_storage.backup.guarding import GuardedSource
 from berkeleydb_storage.backup.making import is_outgrown
 from berkeleydb_storage.backup.pruning import prune
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.retention import Keep
 from berkeleydb_storage.backup.source import Moment, Source
-from berkeleydb_storage.backup.stores import Store
+from berkeleydb_storage.backup.stores import Store, open_store
 from berkeleydb_storage.environment import LOG_FILE_SIZE
 from berkeleydb_storage.errors import BackupError, BerkeleyDBStorageError, LogGone, OwnerGone, StorageClosed
 from berkeleydb_storage.files import Position
@@ -55,34 +55,6 @@ FOREVER = Keep(within=1e10)
 """Every moment: what is removed then is in other pieces."""
 PAUSE = 0.05
 """Seconds between two looks, at the end, whether everything is copied."""
-
-
-@dataclass(frozen=True)
-class Archived:
-    """How far an archive is."""
-
-    url: str
-    """Where it is."""
-    tid: int | None
-    """The newest transaction that is in it; None: not known, as long as nothing was copied since the opening."""
-    time: float | None
-    """Every commit before that time, in seconds since the epoch, is in it; None as above."""
-    behind_bytes: int | None
-    """Of log, that are not in it; None where there is nothing to continue, until everything is copied."""
-    behind_seconds: float
-    """Age of the oldest commit that is not in it, at most; 0: all are."""
-    shipped_bytes: int
-    """Of log, since the storage was opened."""
-    pieces: int
-    """In which they came."""
-    bases: int
-    """How often everything was copied since the storage was opened."""
-    copying: int | None
-    """Bytes that were copied so far, while everything is; None: it is not."""
-    gaps: int
-    """How often the log was lost before it was copied, since the storage was opened."""
-    failing: str
-    """Why it does not work at present; empty if it does."""
 
 
 class _Waiting:
@@ -245,7 +217,7 @@ class Archiver:
             while True:
                 self._shipping.now()
                 self.turn()
-                if self.is_complete:
+                if self.is_shipped:
                     return True
                 if time.monotonic() >= deadline:
                     return False
@@ -260,10 +232,15 @@ class Archiver:
             self._claim.release()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all that there was at the last look is in the store, and everything that is to be copied."""
+    def is_shipped(self) -> bool:
+        """Whether all that there was at the last look is in the store."""
         moment = self._moment
-        return moment is not None and self._is_shipped(moment) and self._base is None
+        return moment is not None and self._is_shipped(moment)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether, beside that, nothing is under way, nor everything to be copied."""
+        return self.is_shipped and self._base is None and self._joining is None and self._pruning is None
 
     def figures(self) -> Archived:
         """Return how far it is. Any thread may call it."""
@@ -475,22 +452,25 @@ def distance(start: Position, end: Position) -> int:
 
 
 class ArchiveThread:
-    """Calls `turn` every so often, from `start` to `stop`."""
+    """Archives an open storage as a policy says, from `start` to `stop`."""
 
-    def __init__(self, archiver: Archiver, interval: float, closing: float) -> None:
+    def __init__(self, source: Source, policy: Archive) -> None:
         """Prepare the thread.
 
-        Args:
-            archiver: of the storage.
-            interval: seconds between two turns.
-            closing: seconds that `stop` waits for the last commits to be copied.
+        Raises:
+            BackupError: there is something wrong with the store, for good.
         """
-        self._archiver = archiver
-        self._interval = interval
-        self._closing = closing
+        store = open_store(policy.to, options=policy.options, timeout=policy.timeout, require=False)
+        self._source = GuardedSource(source)
+        keep = None if policy.keep is None else Keep.of(policy.keep)
+        self._archiver = Archiver(self._source, store, queue=policy.queue, keep=keep)
+        self._interval = policy.interval
+        self._closing = policy.closing
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._failing = False
+        self._begun = 0.0  # of the last turn; used by the thread alone, as what follows
+        self._took = 0.0  # seconds that a turn takes
         self._thread = background(self._run, "archive")
 
     def start(self) -> None:
@@ -499,13 +479,18 @@ class ArchiveThread:
 
     def _run(self) -> None:
         try:
-            due = time.monotonic()
-            while not self._stopping.wait(max(0.0, due - time.monotonic())):
-                due = max(due + self._interval, time.monotonic())
+            while not self._stopping.wait(self._pause()):
+                started = time.monotonic()
                 self._turn(self._archiver.turn)
+                self._begun, self._took = started, (self._took + time.monotonic() - started) / 2
             self._turn(self._finish)
         finally:
             self._ended.set()
+
+    def _pause(self) -> float:
+        """Return how long to rest: what is committed now is to be in the store within the interval."""
+        period = max(self._interval - 2 * self._took, self._interval / 4)
+        return max(0.0, self._begun + period - time.monotonic())
 
     def _finish(self) -> None:
         if not self._archiver.finish(self._closing):
@@ -530,8 +515,17 @@ class ArchiveThread:
         else:
             self._failing = False
 
+    def figures(self) -> Archived:
+        """Return how far it is. Any thread may call it."""
+        return self._archiver.figures()
+
     def stop(self) -> None:
         """Copy what is left, and end, or leave the thread to itself after `closing` seconds. Works twice."""
         self._stopping.set()
         if self._thread is not threading.current_thread() and self._thread.ident is not None:
             self._ended.wait(self._closing + PAUSE)
+
+    def leave(self) -> None:
+        """Have the thread out of the storage, where it may still hang in a request of the store. Works twice."""
+        self._stopping.set()
+        self._source.stop()

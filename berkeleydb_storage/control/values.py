@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from berkeleydb_storage.backup.archive import Archived
 from berkeleydb_storage.backup.source import Copied, Moment
 from berkeleydb_storage.control.protocol import holder, number, position
 from berkeleydb_storage.errors import WireError
@@ -13,7 +14,7 @@ from berkeleydb_storage.figures import Inside
 from berkeleydb_storage.garbage.requests import Packing
 from berkeleydb_storage.holding import Held
 
-COMPOSED = ("holds", "packing", "end")
+COMPOSED = ("holds", "archive", "packing", "end")
 
 
 def from_moment(moment: Moment) -> dict[str, Any]:
@@ -72,7 +73,8 @@ def _to_inside(values: Any) -> Inside:
     holds = tuple(map(_held, _list(found.get("holds"))))
     packing = _packing(*_list(found["packing"], 3)) if found.get("packing") else None
     end = position(found["end"]) if found.get("end") else None
-    return Inside(**inside, holds=holds, packing=packing, end=end)
+    archive = _archived(found["archive"]) if found.get("archive") else None
+    return Inside(**inside, holds=holds, archive=archive, packing=packing, end=end)
 
 
 def _held(values: Any) -> Held:
@@ -80,6 +82,13 @@ def _held(values: Any) -> Held:
     numbers = (number(found[name]) for name in ("log", "offset", "limit", "bytes"))
     log, offset, limit, size = numbers
     return Held(holder(found["holder"]), log, offset, limit, size, float(_figure(found["since"]) or 0))
+
+
+def _archived(values: Any) -> Archived:
+    found = _fields(values, [each.name for each in fields(Archived)])
+    figures: dict[str, Any] = {name: _figure(found[name]) for name in found if name not in ("url", "failing")}
+    known = {each.name: figures[each.name] for each in fields(Archived) if each.name in figures}
+    return Archived(url=str(found["url"]), failing=str(found["failing"]), **known)
 
 
 def _packing(activity: Any, done: Any, total: Any) -> Packing:

@@ -92,7 +92,7 @@ def _verify_options(path: str | os.PathLike[str], options: Mapping[str, Any]) ->
         raise OptionError("read_only=True is not for sharing: any number of processes may open BerkeleyDBStorage so")
     given = inspect.signature(BerkeleyDBStorage).bind(path, **options).arguments
     Options(**{each.name: given[each.name] for each in fields(Options) if given.get(each.name) is not None})
-    verify_policies(given.get("checkpoint"), given.get("garbage_collection"), given.get("backup"))
+    verify_policies(given.get("checkpoint"), given.get("garbage_collection"), given.get("backup"), given.get("archive"))
 
 
 def _verify_type(directory: Directory, type: str | None) -> None:

@@ -26,6 +26,7 @@ def open_store(
     where: str | os.PathLike[str],
     *,
     create: bool = False,
+    require: bool = True,
     options: Mapping[str, Any] | None = None,
     timeout: float = TIMEOUT,
 ) -> Store:
@@ -34,6 +35,7 @@ def open_store(
     Args:
         where: a path, ``file:///path``, or a URL that fsspec knows, such as ``abfs://container/folder``.
         create: make the directory where it is not there, though not those above it. A container or bucket has to be.
+        require: whether a directory has to be there now, and not only when it is used.
         options: what fsspec's file system takes, such as credentials; what is not given it finds by itself, in the
             environment and in fsspec's own configuration.
         timeout: seconds that a request may take.
@@ -42,12 +44,12 @@ def open_store(
         BackupError: the path is no directory; or what the URL needs is not installed; or there is an error in it.
     """
     if not is_url(where):
-        return LocalStore(where, create=create)
+        return LocalStore(where, create=create, require=require)
     url = os.fspath(where)
     if "::" in url:
         raise BackupError(f"{without_credentials(url)} is a chain of URLs: give one that is not")
     if urlsplit(url).scheme in ("file", "local"):
         if options:
             raise BackupError(f"{url} is a directory: it takes no options")
-        return LocalStore(Path(unquote(urlsplit(url).path)), create=create)
+        return LocalStore(Path(unquote(urlsplit(url).path)), create=create, require=require)
     return FsspecStore(url, options or {}, timeout=timeout)

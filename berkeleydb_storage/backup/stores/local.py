@@ -37,12 +37,13 @@ class LocalStore:
 
     compressed = False
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = False, require: bool = True) -> None:
         """Look whether it is there.
 
         Args:
             path: the directory.
             create: make it where it is not there, though not those above it.
+            require: whether it has to be there now, and not only when it is used.
 
         Raises:
             BackupError: it is not, or is no directory, or cannot be made.
@@ -55,7 +56,8 @@ class LocalStore:
                 with suppress(FileExistsError):
                     self.path.mkdir(mode=0o700)
                     _sync(self.path.parent)
-            os.listdir(self.path)
+            if require:
+                os.listdir(self.path)
             self._seen = (self.path / HIDDEN).exists()
 
     def list(self, prefix: str = "") -> dict[str, int]:
@@ -179,6 +181,8 @@ class LocalStore:
         return making
 
     def _require_root(self) -> None:
+        if not self.path.is_dir():
+            raise StoreUnreachable(f"{self.path} is no directory, or is gone: make it, or mount its disk")
         if self._seen and not (self.path / HIDDEN).exists():
             raise StoreUnreachable(f"{self.path} is not what it was, {HIDDEN} is gone from it: mount its disk")
 
