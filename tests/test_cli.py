@@ -24,6 +24,7 @@ from graphs import copied, oid, record, table
 
 import berkeleydb_storage
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual, check, cli
+from berkeleydb_storage.control.protocol import CONTROL
 from berkeleydb_storage.environment import REFCOUNTS
 from berkeleydb_storage.format import FORMAT_VERSION, pack_count
 
@@ -246,17 +247,26 @@ def test_stat(db):
 
 def test_stat_as_json(db, capsys):
     values = json.loads(run_here(capsys, "stat", db, "--json").out)
-    assert values["inside"]["objects"] == len(contents(db))
+    assert values["inside"]["objects"] == objects
     assert values["disk"] == sum(disk for _, _, disk in values["tables"] + values["logs"])
     assert 0 <= values["inside"]["cache_hit_rate"] <= 1
 
 
 def test_stat_of_a_storage_in_use(db, open_storage):
-    open_storage()
+    objects = open_storage().get_size()
     out, err = run("stat", db)
     assert f"in use by process {os.getpid()}" in out
-    assert "not known without opening it" in out
+    assert "collected      0 objects" in out
     assert "objects.db" in out
+    assert err == ""
+    assert json.loads(run("stat", db, "--json")[0])["inside"]["objects"] == objects
+
+
+def test_stat_of_a_storage_in_use_that_does_not_answer(db, open_storage):
+    open_storage()
+    (db / CONTROL).unlink()
+    out, err = run("stat", db)
+    assert "not known without opening it" in out
     assert err == ""
     assert json.loads(run("stat", db, "--json")[0])["inside"] is None
 

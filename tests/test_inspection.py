@@ -151,7 +151,7 @@ def test_stat_writes_nothing(full):
 def test_stat_of_a_storage_in_use(open_storage, directory):
     open_storage()
     outside, inside = inspection.stat(directory)
-    assert inside is None
+    assert inside.objects == 0
     assert (outside.pid, outside.state) == (os.getpid(), "open")
 
 

@@ -38,6 +38,8 @@ def stamps(path):
     """Return everything that would show a change: names, contents, times, but for the times of the lock."""
     if path.is_dir():
         return {name: stamps(path / name) for name in os.listdir(path)} | {".": path.stat().st_mtime_ns}
+    if path.is_socket():
+        return path.stat()
     return (path.read_bytes(), path.name == LOCK or path.stat().st_mtime_ns, path.stat().st_mode)
 
 
@@ -279,7 +281,7 @@ FORKED = """
     from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual, StorageClosed, StorageInUse
 
     def contents():
-        return {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()}
+        return {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir() if not path.is_socket()}
 
     storage = BerkeleyDBStorage(sys.argv[1], checkpoint=CheckpointNever(), garbage_collection=GarbageManual())
     for _ in range(3):

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ class ControlSource:
         with self._connected() as sock:
             with self._explaining():
                 sock.settimeout(self._timeout * patience)
-                sock.sendall(request)
+                with suppress(BrokenPipeError, ConnectionResetError):  # who refuses does not read: the answer is there
+                    sock.sendall(request)
             while True:
                 with self._explaining():
                     kind, length = protocol.decode_header(_read(sock, HEADER.size))

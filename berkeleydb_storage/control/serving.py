@@ -76,7 +76,6 @@ class Control:
         self._statistics = statistics
         self._lock = threading.Lock()
         self._answers: dict[socket.socket, threading.Thread] = {}  # guarded by _lock
-        self._stopping = False  # guarded by _lock
         self._thread: threading.Thread | None = None
         self._undo = ExitStack()
         self._waker: socket.socket | None = None
@@ -113,8 +112,6 @@ class Control:
         thread, self._thread = self._thread, None
         if thread is None or self._waker is None:
             return
-        with self._lock:
-            self._stopping = True
         self._waker.send(b"\0")
         thread.join()
         with self._lock:
@@ -143,6 +140,11 @@ class Control:
             peer, _ = sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
+        if (refusal := self._refusal(peer)) is not None:
+            with peer, suppress(_Gone):
+                peer.setblocking(False)
+                _send(peer, (ERROR, protocol.encode_error(refusal), b""))
+            return
         thread = background(partial(self._talk, peer), "control answer")
         with self._lock:
             self._answers[peer] = thread
@@ -163,7 +165,6 @@ class Control:
         """Answer one request."""
         try:
             try:
-                self._admit(peer)
                 with closing(self._frames(_request(peer))) as frames:
                     for frame in frames:
                         _send(peer, frame)
@@ -185,14 +186,14 @@ class Control:
         logger.error("%s: an answer failed", self._path, exc_info=error)
         return BackupError(f"{self._path}: the process that has it open failed ({error!r}): look into its log")
 
-    def _admit(self, peer: socket.socket) -> None:
-        """Refuse other users, and too many at once."""
+    def _refusal(self, peer: socket.socket) -> BerkeleyDBStorageError | None:
+        """Return why this one is not answered: another user, or too many at once."""
         user = unix.peer_uid(peer)
         if user not in (None, 0, os.geteuid()):
-            raise AccessDenied(f"{self._path} is in use by user {os.geteuid()}: ask as that user, or as root")
+            return AccessDenied(f"{self._path} is in use by user {os.geteuid()}: ask as that user, or as root")
         with self._lock:
-            if self._stopping or len(self._answers) > MOST:
-                raise BackupError(f"{self._path}: {MOST} others are asking: try again later")
+            crowded = len(self._answers) >= MOST
+        return BackupError(f"{self._path}: {MOST} others are asking: try again later") if crowded else None
 
     def _frames(self, request: Request) -> Generator[Frame]:
         """Yield the answer."""
