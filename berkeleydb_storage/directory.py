@@ -62,7 +62,7 @@ DURABLE_NOTED = 3
 CREATING, OPEN, CLOSED = "creating", "open", "closed"
 
 _LIBRARY = re.compile(r"\d+(\.\d+)+")
-_KEY_CHECK = re.compile(r"[0-9a-f]+:[0-9a-f]+")
+_KEY_CHECK = re.compile(r"[0-9a-f]{32}:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
