@@ -54,9 +54,10 @@ def workplace(tmp_path, monkeypatch):
         connection.commit()
         storage.close()
     Path("db").mkdir()
+    Path("backups").mkdir()
     with BerkeleyDBStorage("db") as ours:
         Connection(ours)
-    Path("backups").mkdir()
+        ours.backup("backups")
     PasswordFile("users").set("ada", "Lovelace", Rights.ADMIN)
     Path("password").write_text("Lovelace\n")
     certificate = trustme.CA().issue_cert("localhost")
