@@ -31,6 +31,7 @@ from berkeleydb_storage import (
     compaction,
     failpoints,
 )
+from berkeleydb_storage.rekeying import rekey
 
 
 class Report:
@@ -189,6 +190,12 @@ def migrate(report, path, options, objects, fail=False):
     with BerkeleyDBStorage(path, **options) as storage:
         storage.migrate(records(objects + fail, objects))
         report("migrated")
+
+
+def change_key(report, path, key, target, new_key):
+    """Copy a storage under another key."""
+    rekey(path, key, Path(target), new_key)
+    report("changed")
 
 
 def records(count, known):
