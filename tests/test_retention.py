@@ -256,7 +256,7 @@ def test_the_same_place_twice_stays(repository):
 
 def test_what_is_in_the_base_goes(repository):
     base = repository.base(NOW - DAY, 3, 100)
-    within = repository.piece(base, 50, 100, 3)
+    within = repository.piece(base, 40, 100, 3)
     repository.piece(base, 50, 101, 3)
     assert repository.needless(1) == [within]
 
