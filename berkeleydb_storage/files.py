@@ -233,7 +233,8 @@ def bad_pages(path: Path, key: str | None = None, *, start: int = 0, zeros: bool
             pages = [some[offset : offset + PAGE_SIZE] for offset in range(0, len(some), PAGE_SIZE)]
             for page, sound in zip(pages, _are_sound(pages, mac), strict=True):
                 if any(page):
-                    if not sound or _word(page, PAGE_NUMBER) != number:
+                    noted = _word(page, PAGE_NUMBER)  # recovery writes pages of future buckets without their number
+                    if not sound or (noted != number and (noted or number not in unused)):
                         yield number
                 elif not (zeros or number in unused):
                     yield number
