@@ -80,7 +80,7 @@ server
 commands.lines
 commands.console
 commands.command commands.places
-commands.backing commands.restoring commands.looking commands.moving commands.packing commands.passwords commands.serving commands.why
+commands.archiving commands.backing commands.restoring commands.looking commands.moving commands.packing commands.passwords commands.serving commands.why
 commands.asking
 commands
 cli

@@ -1,5 +1,6 @@
 """The commands of ``durus-bdb``: each module has some, `ALL` lists them. Only these modules print."""
 
+from berkeleydb_storage.commands.archiving import ARCHIVE
 from berkeleydb_storage.commands.asking import SERVER
 from berkeleydb_storage.commands.backing import BACKUP, BACKUPS
 from berkeleydb_storage.commands.command import Command
@@ -27,6 +28,7 @@ ALL: tuple[Command, ...] = (
     BACKUPS,
     RESTORE,
     VERIFY,
+    ARCHIVE,
     PASSWD,
     SERVE,
     SERVER,

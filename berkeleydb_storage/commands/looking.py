@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from berkeleydb_storage import inspection
+from berkeleydb_storage.backup.archive import Archived
 from berkeleydb_storage.check import Fault, check_pages
 from berkeleydb_storage.commands.command import Command, add_directory, add_key, key_of
 from berkeleydb_storage.commands.console import Console
@@ -225,11 +226,22 @@ def _cache(inside: Inside) -> str:
 def _live_lines(inside: Inside) -> Iterator[str]:
     """Yield what only the process knows that has it open."""
     yield f"collected      {inside.collected:,} objects, {inside.collected_bytes:,} bytes since it was opened"
+    if inside.archive is not None:
+        yield f"archive        {_archive(inside.archive)}"
     if inside.packing is not None:
         activity, done, total = inside.packing
         yield f"packing        {activity}: {done:,}{'' if total is None else f' of about {total:,}'}"
     log = f"{inside.log_since_checkpoint:,} bytes of log since the last"
     yield f"checkpoints    {inside.checkpoints:,} since it was opened; {log}"
+
+
+def _archive(archive: Archived) -> str:
+    """Return how far an archive is."""
+    newest = "nothing is there yet" if archive.time is None else f"all up to {_when(archive.time)} is there"
+    behind = f", {archive.behind_seconds:,.1f} s behind" if archive.behind_seconds else ""
+    copying = "" if archive.copying is None else f"; everything is copied, {archive.copying:,} bytes so far"
+    failing = f"; it fails: {archive.failing}" if archive.failing else ""
+    return f"{archive.url}: {newest}{behind}{copying}{failing}"
 
 
 def _last_pack(seconds: float | None) -> str:

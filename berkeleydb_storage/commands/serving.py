@@ -15,8 +15,11 @@ from typing import Any
 
 from berkeleydb_storage.auth.users import Users
 from berkeleydb_storage.backup import Every
+from berkeleydb_storage.backup.archive import QUEUE, Archive
+from berkeleydb_storage.backup.retention import Keep
 from berkeleydb_storage.commands.command import Command, add_directory, key_of, size
 from berkeleydb_storage.commands.console import Console
+from berkeleydb_storage.commands.places import add_options, store_options
 from berkeleydb_storage.errors import OptionError
 from berkeleydb_storage.events import Event
 from berkeleydb_storage.server import Limits, Server
@@ -82,6 +85,7 @@ def _storage(arguments: argparse.Namespace) -> BerkeleyDBStorage:
         read_only=arguments.read_only,
         cachesize=arguments.cachesize,
         backup=_backups(arguments),
+        archive=_archive(arguments),
         key=key_of(arguments),
     )
 
@@ -96,6 +100,25 @@ def _backups(arguments: argparse.Namespace) -> Every | None:
         raise OptionError("--backup-every takes a directory, --backup-to, and a storage that is not --read-only")
     keep = {} if arguments.backup_keep is None else {"keep": arguments.backup_keep}
     return Every(arguments.backup_every, arguments.backup_to, **keep)
+
+
+def _archive(arguments: argparse.Namespace) -> Archive | None:
+    """Return where the storage is archived."""
+    if arguments.archive_to is None:
+        for option in ("archive_interval", "archive_queue", "archive_keep_days", "store_options"):
+            if getattr(arguments, option) is not None:
+                raise OptionError(f"{_name(option)} is of no use without --archive-to")
+        return None
+    if arguments.read_only:
+        raise OptionError("--archive-to takes a storage that is not --read-only")
+    days = arguments.archive_keep_days
+    return Archive(
+        arguments.archive_to,
+        interval=1.0 if arguments.archive_interval is None else arguments.archive_interval,
+        queue=QUEUE if arguments.archive_queue is None else arguments.archive_queue,
+        keep=None if days is None else Keep(within=days * 86400.0),
+        options=store_options(arguments),
+    )
 
 
 def _certificates(arguments: argparse.Namespace) -> ServerCertificates | None:
@@ -185,6 +208,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     backups.add_argument("--backup-to", metavar="DIR", help="for those that `durus-bdb server … backup` asks for")
     backups.add_argument("--backup-every", type=float, metavar="SECONDS", help="make them by itself, too")
     backups.add_argument("--backup-keep", type=int, metavar="N", help="of these the newest N stay (default: 10)")
+    archive = parser.add_argument_group("archive").add_argument
+    archive("--archive-to", metavar="PLACE", help="a directory or URL: what is committed is copied there every second")
+    archive("--archive-interval", type=float, metavar="SECONDS", help="of commits that may be missing (default: 1)")
+    archive("--archive-queue", type=size, metavar="BYTES", help="log that is kept while it is away (default: 1G)")
+    archive("--archive-keep-days", type=float, metavar="DAYS", help="every commit of so many stays (default: of all)")
+    add_options(parser)
     files = parser.add_argument_group("the file of a Unix socket")
     files.add_argument("--owner", metavar="USER", help="whose it is (default: the process's)")
     files.add_argument("--group", metavar="GROUP", help="likewise")

@@ -100,8 +100,32 @@ def families(information: dict[str, Any]) -> Iterator[Metric]:
     for name, (key, text) in GAUGES.items():
         if storage[key] is not None:
             yield GaugeMetricFamily(PREFIX + name, text, storage[key])
+    if storage.get("archive") is not None:
+        yield from _archive(storage["archive"])
     for name, (key, bounds, text) in HISTOGRAMS.items():
         yield _histogram(PREFIX + name, text, server[key], bounds)
+
+
+ARCHIVE = {
+    "behind_seconds": "Age of the oldest commit that is not in the archive, at most.",
+    "behind_bytes": "Log that is not in the archive.",
+}
+ARCHIVE_COUNTERS = {
+    "shipped_bytes": "Log that was copied to the archive since the storage was opened.",
+    "pieces": "In how many objects that was.",
+    "bases": "How often everything was copied.",
+    "gaps": "How often the log was lost before it was copied.",
+}
+
+
+def _archive(values: dict[str, Any]) -> Iterator[Metric]:
+    for key, text in ARCHIVE.items():
+        if values[key] is not None:
+            yield GaugeMetricFamily(f"{PREFIX}archive_{key}", text, values[key])
+    for key, text in ARCHIVE_COUNTERS.items():
+        yield CounterMetricFamily(f"{PREFIX}archive_{key}", text, values[key])
+    failing = bool(values["failing"])
+    yield GaugeMetricFamily(f"{PREFIX}archive_failing", "1 while the archive cannot be written.", failing)
 
 
 def _histogram(name: str, text: str, values: dict[str, Any], bounds: Iterable[float]) -> Metric:
