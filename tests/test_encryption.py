@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from types import MappingProxyType
 
+import durus.serialize
 import pytest
 from concurrency import run_threads
 from crash_parent import KILLED, Children
@@ -94,7 +95,7 @@ class Watch:
         ours = [path for place in self._places for path in place.rglob("*")]
         opened = list(Path("/proc/self/fd").iterdir())
         shared = MEMORY.rglob("*") if MEMORY.exists() else ()
-        found = [path for path in ours if self._has(path, SECRET) or self._has(path, CLASS)]
+        found = [path for path in ours if any(self._has(path, what) for what in (SECRET, CLASS))]
         return sorted(map(str, found + [path for path in (*opened, *shared) if self._has(path, SECRET)]))
 
     def _has(self, path, what):
@@ -111,6 +112,7 @@ def watch(directory, tmp_path, monkeypatch):
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(durus.serialize, "WRITE_COMPRESSED_STATE_PICKLES", False)
     return Watch(directory, temporary)
 
 
@@ -118,7 +120,7 @@ def change(connection, number):
     """Store some secrets; more than the smallest cache holds when all are there."""
     root = connection.get_root()
     for index in range(4):
-        root[SECRET.decode() + str(number * 4 + index)] = PersistentDict({"it": SECRET * 400})
+        root[SECRET.decode() + str(number * 4 + index)] = PersistentDict({"it": SECRET * 200})
     connection.commit()
 
 
@@ -153,6 +155,7 @@ def test_without_a_key_there_is_plaintext(directory, watch):
         assert [Path(name).name for name in watch.leaks() if "/proc" not in name] == ["log.0000000001"]
         storage.checkpoint()
         assert str(directory / "objects.db") in watch.leaks()
+        assert SECRET in (directory / "objects.db").read_bytes()
     assert str(directory / "objects.db") in watch.leaks()
 
 
