@@ -3,32 +3,37 @@
 import os
 import random
 import shutil
+import struct
 from hashlib import sha256
 from itertools import pairwise
 
 import pytest
-from graphs import EVER, commit, copied, journal, number, quiet, record, rows, scratch_directory
+from graphs import EVER, commit, copied, hand_out, journal, number, quiet, record, rows, scratch_directory
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
+    BerkeleyDBStorageError,
     CheckpointNever,
+    DamagedError,
     DanglingReferenceError,
     GarbageManual,
+    LibraryMismatch,
     commits,
     environment,
     failpoints,
 )
 from berkeleydb_storage.change import Change
 from berkeleydb_storage.directory import DESCRIPTION
-from berkeleydb_storage.environment import OBJECTS, TABLES
-from berkeleydb_storage.files import TABLE_SUFFIX, Position, log_name, log_numbers
+from berkeleydb_storage.environment import OBJECTS, TABLES, log_records
+from berkeleydb_storage.files import LOG_HEADER, TABLE_SUFFIX, Position, log_name, log_numbers
 from berkeleydb_storage.journal import Journal
 from berkeleydb_storage.recovery import roll_forward
 
-STEPS, SLOW_STEPS = 60, 300
+STEPS, SLOW_STEPS = 40, 300
 RESTORES, SLOW_RESTORES = 8, 60
 CACHE = 1 << 20
 KEY = "a password, long enough"
+OPTIONS = {"checkpoint": CheckpointNever(), "garbage_collection": GarbageManual()}
 MODES = {"btree": {}, "hash": {"type": "hash"}, "durable": {"durable": True}, "encrypted": {"key": KEY}}
 
 
@@ -209,21 +214,20 @@ class Course:
 
     def crash(self):
         """Go on with the files as a kill leaves them, at times in the middle of a transaction that is in the log."""
-        point = self.random.choice([None, "commit.written", "collect.written"])
         found = []
 
-        def copy(name):
-            if name == "checkpoint.logs-noted":
-                self.keep(os.link)
-            if name == point and not found:
-                if self.random.random() < 0.7:
+        def copy(flush):
+            if not found:
+                if flush:
                     self.storage._engine.environment.flush()
                 found.append(copied(self.path, self.place / f"storage{self.crashes}"))
 
-        failpoints.hook = copy
+        if self.random.random() < 0.7:
+            journal, flush = self.storage._engine.journal, self.random.random() < 0.8
+            append = journal.append
+            journal.append = lambda *arguments: (append(*arguments), copy(flush))
         self.random.choice([self.commit, self.commit_much, self.collect])()
-        if not found:
-            found.append(copied(self.path, self.place / f"storage{self.crashes}"))
+        copy(False)
         failpoints.hook = None
         self.storage.close()
         failpoints.hook = self.reached
@@ -243,7 +247,8 @@ class Course:
         (end,) = ends
         commits.cut(target, end)
         assert [found.tid for found in commits.scan(target, self.key)][-1:] in ([tid], [] if tid == base.tid else None)
-        assert log_numbers(target)[-1] == end.log and (target / log_name(end.log)).stat().st_size == end.offset
+        assert log_numbers(target)[-1] == end.log
+        assert (target / log_name(end.log)).stat().st_size == end.offset
         keys = {"key": self.key} if self.key else {}
         roll_forward(target, CACHE, **keys)
         with BerkeleyDBStorage(target, **keys, **OPTIONS) as storage:
@@ -252,9 +257,6 @@ class Course:
             assert not storage.check().faults
             commit(storage, record(0))
         shutil.rmtree(target)
-
-
-OPTIONS = {"checkpoint": CheckpointNever(), "garbage_collection": GarbageManual()}
 
 
 def run_course(place, monkeypatch, seed, steps, restores, **options):
@@ -281,3 +283,188 @@ def run_course(place, monkeypatch, seed, steps, restores, **options):
 def test_whatever_happens(place, monkeypatch, mode):
     run_course(place, monkeypatch, mode, STEPS, RESTORES, **MODES[mode])
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("mode", MODES)
+def test_whatever_happens_at_length(place, monkeypatch, mode, seed):
+    run_course(place, monkeypatch, seed, SLOW_STEPS, SLOW_RESTORES, **MODES[mode])
+
+
+def scanned(path, key=None, **options):
+    """Return what is told of a copy of the logs of a storage, which may be in use."""
+    with scratch_directory() as scratch:
+        return list(commits.scan(copied(path, scratch / "copy"), key, **options))
+
+
+@pytest.fixture
+def storage(place):
+    """One whose log has several files."""
+    (place / "storage").mkdir()
+    with quiet(place / "storage") as storage:
+        hand_out(storage, 300)
+        commit(storage, *(record(key, data=b"x" * 300) for key in range(300)))
+        for step in range(300):
+            commit(storage, record(step, data=b"%d" % step * 500))
+        storage._engine.environment.flush()
+        yield storage
+
+
+@pytest.fixture
+def copy(storage, place):
+    """Its files, without the zeros at the end of the log."""
+    path = copied(place / "storage", place / "copy")
+    commits.cut(path, Position(*storage._engine.environment.end_of_log()))
+    assert len(log_numbers(path)) > 3
+    return path
+
+
+def test_transactions_of_transactions(storage, place):
+    """The library has them, and a row counts as soon as the outermost is committed, and only then."""
+    environment, journal = storage._engine.environment, storage._engine.journal
+    begin, state, tid = environment._environment.txn_begin, journal.state, journal.tid
+
+    def append(inner, outer):
+        transaction = begin()
+        child = begin(transaction)
+        journal.append(state._replace(time=state.time + 1), [], child)
+        getattr(child, inner)()
+        getattr(transaction, outer)()
+        environment.flush()
+
+    with storage._engine.lock:
+        for ends in (("abort", "commit"), ("commit", "abort"), ("abort", "abort")):
+            append(*ends)
+            assert scanned(place / "storage")[-1].tid == tid
+        append("commit", "commit")
+        found = scanned(place / "storage")[-1]
+        assert found == (tid + 1, state.time + 1, environment.end_of_log())
+        journal.reload()
+
+
+def test_a_row_that_was_not_committed_before_a_crash(storage, place):
+    """After it the library gives the same numbers to other transactions; those have no rows."""
+    engine = storage._engine
+    rows_before = scanned(place / "storage")
+    with engine.lock:
+        transaction = engine.environment.begin()
+        engine.journal.append(engine.journal.state, [], transaction)
+        engine.environment.flush()
+        path = copied(place / "storage", place / "killed")
+        transaction.abort()
+    with quiet(path) as killed:
+        engine = killed._engine
+        with engine.lock:
+            for _ in range(2000):
+                transaction = engine.environment.begin()
+                engine._meta.put(b"x", b"y", transaction)
+                transaction.commit()
+            engine.environment.flush()
+        assert scanned(path) == rows_before
+        with engine.lock:
+            engine._meta.delete(b"x")
+
+
+def test_bytes_are_reported(copy, monkeypatch):
+    monkeypatch.setattr(commits, "REPORT_EVERY", 1 << 14)
+    reported = []
+    found = list(commits.scan(copy, progress=reported.append))
+    size = sum((copy / log_name(number)).stat().st_size for number in log_numbers(copy))
+    assert size - (1 << 15) < sum(reported) <= size
+    assert len(reported) > size >> 16
+    assert max(reported) < 1 << 16
+    assert len(found) == 302
+
+
+def test_records_from_somewhere_on(copy):
+    everything = list(log_records(copy))
+    for index in (0, 1, len(everything) // 2, len(everything) - 1):
+        assert list(log_records(copy, start=everything[index][0])) == everything[index:]
+
+
+def test_no_log(tmp_path):
+    assert list(commits.scan(tmp_path)) == list(log_records(tmp_path)) == list(tmp_path.iterdir()) == []
+
+
+def log_at(path, index):
+    return path / log_name(log_numbers(path)[index])
+
+
+def change(path, offset, data):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def length(path):
+    """Return where the length of a record in the middle of a log file is."""
+    middle = [where for where, _ in log_records(path.parent) if log_name(where[0]) == path.name]
+    return middle[len(middle) // 2][1] + 4
+
+
+DAMAGES = {
+    "gone": (lambda log: log.unlink(), "is missing"),
+    "cut off": (lambda log: os.truncate(log, length(log) + 30), "short read|is damaged"),
+    "empty": (lambda log: os.truncate(log, 0), "is missing"),
+    "without records": (lambda log: os.truncate(log, 28), "is missing"),
+    "a byte": (lambda log: change(log, length(log) + 16, b"\xff\xff"), "is damaged"),
+    "no length": (lambda log: change(log, length(log), bytes(4)), "is damaged at offset"),
+    "an impossible length": (lambda log: change(log, 4, b"\xff\xff\xff\x7f"), "is damaged at its beginning"),
+    "no log": (lambda log: change(log, LOG_HEADER.size, bytes(4)), "is damaged at its beginning"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_found(copy, what):
+    damage, message = DAMAGES[what]
+    damage(log_at(copy, 1))
+    with pytest.raises(BerkeleyDBStorageError, match=message) as caught:
+        list(commits.scan(copy))
+    assert isinstance(caught.value, DamagedError) or "short read" in message
+
+
+def test_another_version(copy):
+    change(log_at(copy, 1), LOG_HEADER.size + 4, struct.pack("=I", 18))
+    with pytest.raises(LibraryMismatch, match="has version 18, not 19"):
+        list(commits.scan(copy))
+
+
+@pytest.mark.parametrize("data", [b"", bytes(10_000)])
+def test_a_file_that_was_just_begun(copy, data):
+    found = list(commits.scan(copy))
+    (copy / log_name(log_numbers(copy)[-1] + 1)).write_bytes(data)
+    assert list(commits.scan(copy)) == found
+
+
+def test_the_last_record_is_not_whole(copy):
+    found = list(commits.scan(copy))
+    log = log_at(copy, -1)
+    os.truncate(log, log.stat().st_size - 1)
+    assert list(commits.scan(copy)) == found[:-1]
+
+
+def test_a_commit_ends_where_the_next_record_begins(copy):
+    starts = [where for where, _ in log_records(copy)]
+    ends = [found.end for found in commits.scan(copy)]
+    sizes = {number: (copy / log_name(number)).stat().st_size for number in log_numbers(copy)}
+    assert all(end in starts or end.offset == sizes[end.log] for end in ends)
+    assert sum(end.offset == sizes[end.log] for end in ends) >= 1
+
+
+@pytest.mark.parametrize("offset", [1, 1 << 30])
+def test_there_is_nothing_to_cut(copy, offset):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    last = log_numbers(copy)[-1]
+    where = Position(last, (copy / log_name(last)).stat().st_size + offset)
+    for position in (where, Position(last + 1, 28)):
+        with pytest.raises(DamagedError, match="does not reach to offset"):
+            commits.cut(copy, position)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_each_end_of_a_small_log(copy):
+    """Cut from the end to the beginning: what is left is what came before."""
+    for found in reversed(list(commits.scan(copy))):
+        commits.cut(copy, found.end)
+        *_, last = commits.scan(copy)
+        assert last == found
