@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import mul
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +27,9 @@ META_CHECKSUM = 492
 META_ENCRYPTION = 24
 META_FREE = 28
 META_LAST_PAGE = 32
-META_BUCKETS = struct.Struct("=II")
-"""In the first page of a table of type hash, at `META_MAX_BUCKET`: the last bucket in use; the mask of all."""
-META_MAX_BUCKET = 72
+META_MASK = struct.Struct("=I")
+META_HIGH_MASK = 76
+"""In the first page of a table of type hash: the highest number that a bucket may have."""
 META_SPARES = struct.Struct("=32I")
 META_SPARES_AT = 96
 PAGE_NUMBER = 8
@@ -221,12 +221,12 @@ def bad_pages(path: Path, key: str | None = None, *, start: int = 0, zeros: bool
         key: what it is encrypted with, if it is.
         start: the first page to look at.
         zeros: pages of zeros are sound, as they are in every table that was not closed or recovered: the library made
-            them and did not come to writing them. In a table of type hash those of future buckets always are.
+            them and did not come to writing them. In a table of type hash those of buckets always are.
     """
     mac = mac_key(key)
     at_once = 1 if mac is None else keyed.AT_ONCE
     with path.open("rb") as file:
-        unused = future_buckets(file.read(META_SIZE))
+        is_bucket = bucket_pages(file.read(META_SIZE))
         file.seek(start * PAGE_SIZE)
         number = start
         while some := file.read(at_once * PAGE_SIZE):
@@ -234,9 +234,9 @@ def bad_pages(path: Path, key: str | None = None, *, start: int = 0, zeros: bool
             for page, sound in zip(pages, _are_sound(pages, mac), strict=True):
                 if any(page):
                     noted = _word(page, PAGE_NUMBER)  # recovery writes pages of future buckets without their number
-                    if not sound or (noted != number and (noted or number not in unused)):
+                    if not sound or (noted != number and (noted or not is_bucket(number))):
                         yield number
-                elif not (zeros or number in unused):
+                elif not (zeros or is_bucket(number)):
                     yield number
                 number += 1
 
@@ -262,7 +262,7 @@ def strange_pages(path: Path) -> Iterator[int]:
     """
     with path.open("rb") as file:
         first = file.read(META_SIZE).ljust(META_SIZE, b"\0")
-        unused, end = future_buckets(first), _word(first, META_LAST_PAGE) + 1
+        is_bucket, end = bucket_pages(first), _word(first, META_LAST_PAGE) + 1
         file.seek(0)
         start = 0
         while pages := file.read(256 * PAGE_SIZE):
@@ -270,7 +270,7 @@ def strange_pages(path: Path) -> Iterator[int]:
             noted = words[PAGE_NUMBER // words.itemsize :: PAGE_SIZE // words.itemsize].tolist()
             if noted != list(range(start, start + len(noted))):
                 wrong = (number for number, found in enumerate(noted, start) if found != number and number < end)
-                yield from (number for number in wrong if noted[number - start] or number not in unused)
+                yield from (number for number in wrong if noted[number - start] or not is_bucket(number))
             start += 256
 
 
@@ -281,13 +281,13 @@ def holes(path: Path) -> Iterator[int]:
     """
     with path.open("rb", buffering=0) as file:
         first = file.read(META_SIZE).ljust(META_SIZE, b"\0")
-        unused, end = future_buckets(first), (_word(first, META_LAST_PAGE) + 1) * PAGE_SIZE
+        is_bucket, end = bucket_pages(first), (_word(first, META_LAST_PAGE) + 1) * PAGE_SIZE
         end = min(end, os.fstat(file.fileno()).st_size)
         place = 0
         while (place := os.lseek(file.fileno(), place, os.SEEK_HOLE)) < end:
             following = _data_behind(file.fileno(), place, end)
             for number in range(-(-place // PAGE_SIZE), following // PAGE_SIZE):
-                if number not in unused:
+                if not is_bucket(number):
                     yield number
             place = following
 
@@ -299,22 +299,21 @@ def _data_behind(descriptor: int, place: int, end: int) -> int:
         return end  # there is nothing but the hole
 
 
-def future_buckets(first: bytes) -> range:
-    """Return which pages a table of type hash has made for buckets that are not in use: they may be of zeros.
+def bucket_pages(first: bytes) -> Callable[[int], bool]:
+    """Return a function that tells whether a page is one of a hash's buckets: it is of zeros until it has a row.
 
-    `first` is the beginning of its first page; a table of another type has none. In an encrypted one, which does not
-    tell, it may be any.
+    `first` is the beginning of the table's first page; a table of another type has no buckets. In an encrypted one,
+    which does not tell, it may be any.
     """
-    if first[PAGE_TYPE : PAGE_TYPE + 1] != bytes([HASH_META]) or len(first) < META_SIZE:
-        return range(0)
-    if first[META_ENCRYPTION]:
-        return range(1, 1 << 32)
-    last, mask = META_BUCKETS.unpack_from(first, META_MAX_BUCKET)
-    spares = META_SPARES.unpack_from(first, META_SPARES_AT)
-    if not last <= mask < 1 << len(spares) - 1:
-        return range(0)
-    spare = spares[mask.bit_length()]
-    return range(last + 1 + spare, mask + 1 + spare)
+    groups: list[range] = []
+    if first[PAGE_TYPE : PAGE_TYPE + 1] == bytes([HASH_META]) and len(first) == META_SIZE:
+        if first[META_ENCRYPTION]:
+            return lambda _: True
+        (mask,) = META_MASK.unpack_from(first, META_HIGH_MASK)
+        for level, spare in enumerate(META_SPARES.unpack_from(first, META_SPARES_AT)):
+            start, end = 1 << level >> 1, min(1 << level, mask + 1)
+            groups.append(range(start + spare, end + spare))
+    return lambda number: any(number in group for group in groups)
 
 
 def page_is_sound(page: bytes, mac: bytes | None = None) -> bool:
