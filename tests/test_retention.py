@@ -25,7 +25,7 @@ from berkeleydb_storage.backup.catalog import moment_name as name_of
 from berkeleydb_storage.backup.retention import Keep, needless
 from berkeleydb_storage.files import Position
 
-EXAMPLES = 400
+EXAMPLES = 300
 """Repositories that are compared with the model."""
 SECOND = 1_000_000
 HOUR, DAY = 3600 * SECOND, 86_400 * SECOND
@@ -196,22 +196,27 @@ def test_a_backup_that_goes_goes_whole(repository):
 
 
 def test_the_log_up_to_a_backup_stays_and_no_more(repository):
-    base = repository.base(NOW - 4 * DAY, 1)
+    base = repository.base(NOW - 40 * DAY, 1)
     pieces = [repository.piece(base, 10 * turn, 10 * turn + 10, turn + 2) for turn in range(6)]
-    runs = [repository.run(base, NOW - 3 * DAY + turn, turn + 2) for turn in range(6)]
-    repository.base(NOW - 2 * DAY, 10)
-    newest = repository.base(NOW - DAY, 20)
-    names = repository.needless(Keep(last=1, weekly=2))
-    assert pieces[0] in names, "the bases are newer, and of the same week"
-    keep = Keep(last=5)  # two bases, and three runs
-    names = repository.needless(keep)
-    assert names == runs[:3]
-    repository.names.discard(runs[5])
-    repository.names.discard(runs[4])
-    other = repository.base(NOW, 30)
-    names = repository.needless(Keep(last=4))
-    assert names == [*runs[:3], *reversed(pieces[4:])]
-    assert repository.all_of(newest) | repository.all_of(other) <= repository.prune(Keep(last=4))
+    runs = [repository.run(base, NOW - 39 * DAY + turn * DAY, turn + 2) for turn in range(4)]
+    newest = repository.base(NOW, 30)
+    assert repository.needless(Keep(daily=5)) == list(reversed(pieces[4:])), "nobody asked for what is in them"
+    assert repository.needless(Keep(monthly=2)) == [*runs[:3], *reversed(pieces[4:])]
+    assert set(repository.needless(Keep(monthly=1))) == repository.all_of(base)
+    assert repository.all_of(newest) <= repository.prune(Keep(monthly=2))
+
+
+def test_all_since_the_last_so_many_stays(repository):
+    base = repository.base(NOW - 9 * DAY, 1)
+    for turn in range(6):
+        repository.piece(base, 10 * turn, 10 * turn + 10, turn + 2)
+    runs = [repository.run(base, NOW - 8 * DAY + turn * HOUR, turn + 2) for turn in range(4)]
+    middle = repository.base(NOW - 2 * DAY, 10)
+    repository.piece(middle, 0, 10, 12)
+    repository.base(NOW, 20)
+    assert repository.needless(3) == runs[:3]
+    assert repository.needless(Keep(last=4, monthly=1)) == runs[:2]
+    assert set(repository.needless(2)) == repository.all_of(base)
 
 
 def test_of_the_newest_base_nothing_goes(repository):
@@ -340,7 +345,7 @@ def test_a_base_whose_log_goes_on_beside_the_next(repository):
     middle = repository.base(NOW - 8 * DAY, 6)
     needed, late = repository.piece(middle, 0, 10, 9), repository.piece(middle, 10, 20, 12)
     repository.base(NOW, 20)
-    names = repository.needless(Keep(last=3))
+    names = repository.needless(Keep(daily=3))
     assert run not in names
     assert needed not in names
     assert names == [late]
@@ -478,9 +483,10 @@ def test_against_the_model(repository, values):
         }, "nothing is listed that cannot be restored any more"
         if newest is not None:
             assert reach(repository, left, newest[2]) == reach(repository, before, newest[2])
-    if keep.within:
-        moments_stay(repository, before, left, NOW - keep.within * SECOND)
-    nothing_more_could_go(repository, left, stay, newest, keep)
+    begins = [NOW - keep.within * SECOND] if keep.within else []
+    begins += [point[0] for point in points[-keep.last :][:1]] if keep.last else []
+    moments_stay(repository, before, left, begins)
+    nothing_more_could_go(repository, left, stay, newest, begins)
     repository.names = left
     assert repository.needless(keep) == []
 
@@ -495,9 +501,9 @@ def listing(repository, names):
     return found
 
 
-def moments_stay(repository, before, left, begin):
+def moments_stay(repository, before, left, begins):
     """At each moment the same base would be begun with, and its log goes as far."""
-    for moment in range(int(begin), NOW + 1, HOUR // 4):
+    for moment in range(int(min(begins, default=NOW + 1)), NOW + 1, HOUR // 4):
         point = (moment, 1 << 60, "")
         folder = begun_with_time(repository, before, point)
         assert folder == begun_with_time(repository, left, point)
@@ -514,14 +520,14 @@ def begun_with_time(repository, names, point):
     return max(found)[2] if found else None
 
 
-def nothing_more_could_go(repository, left, stay, newest, keep):
+def nothing_more_could_go(repository, left, stay, newest, begins):
     """Each base that is left is needed, or young; each piece begins before what is needed of its base."""
     whole = [base for base in catalog(left) if base.folder in repository.manifests and MANIFEST in base.names]
-    begin = NOW - (keep.within or 0) * SECOND
+    begin = min(begins, default=0)
     times = sorted((repository.manifests[base.folder].time, base.folder) for base in whole)
     for base in whole:
         time = repository.manifests[base.folder].time
-        covers_moments = keep.within and (time > begin or (time, base.folder) == max(
+        covers_moments = begins and (time > begin or (time, base.folder) == max(
             [entry for entry in times if entry[0] <= begin], default=None))  # fmt: skip
         used = [point for point in stay if base.folder in (point[2], begun_with(repository, left, point))]
         assert used or covers_moments or base.folder == newest[2]
@@ -541,11 +547,11 @@ def test_an_archive_of_a_week(repository):
     """A piece every second or so; it is a matter of seconds, not of hours."""
     folders = [repository.base(NOW - 14 * DAY, 0), repository.base(NOW - 7 * DAY, 100_000)]
     for folder, first in zip(folders, (0, 100_000), strict=True):
-        for turn in range(50_000):
+        for turn in range(20_000):
             place = Position(1 + turn // 1000, turn % 1000), Position(1 + (turn + 1) // 1000, (turn + 1) % 1000)
             repository.piece(folder, *place, first + turn + 1)
-        for turn in range(0, 50_000, 100):
+        for turn in range(0, 20_000, 100):
             repository.run(folder, NOW - (14 if first == 0 else 7) * DAY + turn * SECOND, first + turn + 1)
     names = repository.needless(Keep(last=10))
     assert set(names) >= repository.all_of(folders[0])
-    assert len(names) == len(repository.all_of(folders[0])) + 490
+    assert len(names) == len(repository.all_of(folders[0])) + 190

@@ -46,7 +46,7 @@ class Keep:
     """
 
     last: int | None = None
-    """The newest so many."""
+    """The newest so many, and each moment from the oldest of them on, as far as the log tells."""
     hourly: int | None = None
     """The newest of each hour, of the newest so many hours that have any."""
     daily: int | None = None
@@ -56,7 +56,7 @@ class Keep:
     monthly: int | None = None
     """The same by months."""
     within: float | None = None
-    """Seconds: each moment of so long ago until now, not only the backups that were made, as far as the log tells."""
+    """Each moment from so many seconds ago on, not only the backups that were made."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -111,7 +111,7 @@ def needless(bases: Iterable[Base], keep: Keep, now: int) -> list[str]:
     whole.sort(key=lambda chain: (chain.time, chain.tid, chain.folder))
     points = sorted((point for chain in whole for point in chain.points()), key=lambda point: point[:3])
     kept = set(_chosen(points, keep, now))
-    needed = _needed(whole, kept, keep, now)
+    needed = _needed(whole, kept, _begin(points, keep, now))
     newest = whole[-1]
     names: list[str] = []
     for base in known:
@@ -177,14 +177,23 @@ def _month(day: int) -> tuple[int, int]:
     return when.year, when.month
 
 
-def _needed(whole: list[_Chain], kept: set[Point], keep: Keep, now: int) -> dict[str, Position]:
+def _begin(points: Sequence[Point], keep: Keep, now: int) -> float:
+    """Return the time from which on each moment stays; infinity where none does."""
+    begins = [math.inf]
+    if keep.within is not None:
+        begins.append(now - keep.within * SECOND)
+    if keep.last is not None:
+        begins.append(points[-keep.last :][0].time)
+    return min(begins)
+
+
+def _needed(whole: list[_Chain], kept: set[Point], begin: float) -> dict[str, Position]:
     """Return the folders of the bases that are needed, with the end of the log that is needed after each.
 
     Args:
         whole: the bases that are complete, oldest first.
         kept: the points that stay.
-        keep: for whether moments stay, too.
-        now: as for `needless`.
+        begin: the time from which on each moment stays.
     """
     chains = {chain.folder: chain for chain in whole}
     needed = {whole[-1].folder: BEYOND}
@@ -196,9 +205,8 @@ def _needed(whole: list[_Chain], kept: set[Point], keep: Keep, now: int) -> dict
 
     for point in kept:
         need(chains[point.folder], point.tid)
-    if keep.within is not None:
-        for chain in _since(whole, now - keep.within * SECOND):
-            need(chain)
+    for chain in _since(whole, begin):
+        need(chain)
     left = [chain for chain in whole if chain.folder in needed]
     for point in kept:
         need(_begun_with(point, chains[point.folder], left), point.tid)
@@ -208,7 +216,7 @@ def _needed(whole: list[_Chain], kept: set[Point], keep: Keep, now: int) -> dict
 def _since(whole: list[_Chain], begin: float) -> list[_Chain]:
     """Return the bases that are needed for every moment from a time on, of all, oldest first."""
     before = sum(1 for chain in whole if chain.time <= begin)
-    return whole[max(0, before - 1) :]
+    return whole[max(0, before - 1) :] if math.isfinite(begin) else []
 
 
 def _begun_with(point: Point, own: _Chain, left: list[_Chain]) -> _Chain:
