@@ -331,7 +331,7 @@ def change_the_library(example):
 
 def make_it_newer(example):
     example.description(format=99)
-    return r"has format 99, and this version of the package reads up to 3: install a newer"
+    return r"has format 99, and this version of the package reads up to \d: install a newer"
 
 
 def remove_the_description(example):
