@@ -113,6 +113,10 @@ class _Task(Generic[T]):
     def done(self) -> bool:
         return self._done.is_set()
 
+    def wait(self, seconds: float) -> None:
+        """Wait until it is done, for so long at most."""
+        self._done.wait(seconds)
+
     def result(self) -> T:
         """Return what came out of it, or raise that; it is done."""
         if self._error is not None:
@@ -221,7 +225,10 @@ class Archiver:
                     return True
                 if time.monotonic() >= deadline:
                     return False
-                time.sleep(PAUSE)
+                if self._base is not None:
+                    self._base.wait(PAUSE)
+                else:
+                    time.sleep(PAUSE)
         finally:
             self.release()
 
@@ -241,6 +248,12 @@ class Archiver:
     def is_complete(self) -> bool:
         """Whether, beside that, nothing is under way, nor everything to be copied."""
         return self.is_shipped and self._base is None and self._joining is None and self._pruning is None
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something that is under way in a thread of its own is done, for so long at most."""
+        task = self._base or self._joining or self._pruning
+        if task is not None:
+            task.wait(seconds)
 
     def figures(self) -> Archived:
         """Return how far it is. Any thread may call it."""

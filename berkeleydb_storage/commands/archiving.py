@@ -147,7 +147,7 @@ class _Archiving:
                 self._show(archiver)
                 if archiver.is_complete or archiver.figures().failing:
                     break
-                self._sleep(SLICE)
+                archiver.wait(SLICE)
         finally:
             archiver.release()
 

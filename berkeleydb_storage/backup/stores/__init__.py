@@ -19,7 +19,7 @@ __all__ = ["FsspecStore", "LocalStore", "Store", "is_url", "open_store"]
 def is_url(where: str | os.PathLike[str]) -> bool:
     """Tell whether this is a URL, and no path."""
     scheme, found, _ = os.fspath(where).partition("://")
-    return bool(found) and scheme.replace("+", "").isalnum()
+    return bool(found) and scheme.replace("+", "").replace("::", "").isalnum()
 
 
 def open_store(

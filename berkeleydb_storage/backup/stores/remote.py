@@ -258,9 +258,10 @@ class FsspecStore:
         """Remove, once, what writers left that were killed long ago, as far as the store tells how old it is."""
         if self._tidied:
             return
-        for entry in self._patience.call(system.ls, hidden, detail=True):
-            if _age(entry) > OLD:
-                self._discard(system, entry["name"])
+        with suppress(FileNotFoundError):
+            for entry in self._patience.call(system.ls, hidden, detail=True):
+                if _age(entry) > OLD:
+                    self._discard(system, entry["name"])
         self._tidied = True
 
     def _stream(self, system: Any, path: str, name: str, parts: Iterable[bytes]) -> int:
