@@ -25,7 +25,7 @@ from berkeleydb_storage import (
 from berkeleydb_storage.change import Change
 from berkeleydb_storage.directory import DESCRIPTION
 from berkeleydb_storage.environment import OBJECTS, TABLES, log_records
-from berkeleydb_storage.files import LOG_HEADER, TABLE_SUFFIX, Position, log_name, log_numbers
+from berkeleydb_storage.files import LOG_HEADER, TABLE_SUFFIX, Position, log_name, log_numbers, log_tail
 from berkeleydb_storage.journal import Journal
 from berkeleydb_storage.recovery import roll_forward
 
@@ -443,12 +443,44 @@ def test_the_last_record_is_not_whole(copy):
     assert list(commits.scan(copy)) == found[:-1]
 
 
-def test_a_commit_ends_where_the_next_record_begins(copy):
-    starts = [where for where, _ in log_records(copy)]
-    ends = [found.end for found in commits.scan(copy)]
-    sizes = {number: (copy / log_name(number)).stat().st_size for number in log_numbers(copy)}
-    assert all(end in starts or end.offset == sizes[end.log] for end in ends)
-    assert sum(end.offset == sizes[end.log] for end in ends) >= 1
+def test_a_commit_ends_where_the_next_record_begins(storage, place):
+    """Or at the end of its file, where that is in the next one."""
+    at_the_end = ()
+    for _ in range(10):
+        for key in range(60):
+            commit(storage, record(key, data=b"x" * 3500))
+        storage._engine.environment.flush()
+        copy = copied(place / "storage", place / "copy")
+        commits.cut(copy, Position(*storage._engine.environment.end_of_log()))
+        starts = [where for where, _ in log_records(copy)]
+        ends = [found.end for found in commits.scan(copy)]
+        at_the_end = [end for end in ends[:-1] if end not in starts]
+        for end in at_the_end:
+            assert min(where for where in starts if where > end) == (end.log + 1, 28)
+            assert not log_tail(copy / log_name(end.log), end.offset).size
+        assert ends[-1] == storage._engine.environment.end_of_log()
+        if at_the_end:
+            break
+        shutil.rmtree(copy)
+    assert at_the_end
+    commits.cut(copy, at_the_end[0])
+    assert log_numbers(copy)[-1] == at_the_end[0].log
+    assert [found.end for found in commits.scan(copy)] == ends[: ends.index(at_the_end[0]) + 1]
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_a_log_without_its_beginning(storage, place, close):
+    """The number of the journal is told by the next checkpoint, or when it is closed."""
+    path = place / "storage"
+    before, first = scanned(path), log_numbers(path)[-1]
+    expected = [found for found in before if found.end.log == first]
+    assert len(expected) > 10
+    if close:
+        storage.close()
+    else:
+        storage.checkpoint()
+    assert log_numbers(path) == [first]
+    assert scanned(path) == expected
 
 
 @pytest.mark.parametrize("offset", [1, 1 << 30])
