@@ -15,7 +15,8 @@ LAYERS = """
 errors version keyed failpoints maintenance progress bitmaps events
 keys
 files options format room window garbage.policy
-records directory environment
+records directory environment missing salvage.pages
+salvage.ciphers salvage.making salvage.recovering salvage.tables
 commits holding rekeying backup.catalog backup.stores.store backup.stores.patience
 backup.stores.local backup.stores.remote
 backup.stores
@@ -23,7 +24,7 @@ backup.retention
 backup.policy backup.archive backup.claim
 identity
 refcounts doomed watch journal checkpoint recovery tally upgrade
-gate clock
+gate clock salvage
 exclusion listeners
 transactions
 change durability reader
@@ -80,7 +81,7 @@ server
 commands.lines
 commands.console
 commands.command commands.places
-commands.archiving commands.backing commands.restoring commands.looking commands.moving commands.packing commands.passwords commands.serving commands.why
+commands.archiving commands.backing commands.restoring commands.looking commands.moving commands.packing commands.passwords commands.salvaging commands.serving commands.why
 commands.asking
 commands
 cli

@@ -10,6 +10,7 @@ from berkeleydb_storage.commands.moving import DUMP, EXPORT, LOAD, MIGRATE
 from berkeleydb_storage.commands.packing import COMPACT, PACK
 from berkeleydb_storage.commands.passwords import PASSWD
 from berkeleydb_storage.commands.restoring import RESTORE, VERIFY
+from berkeleydb_storage.commands.salvaging import SALVAGE
 from berkeleydb_storage.commands.serving import SERVE
 from berkeleydb_storage.commands.why import WHY
 
@@ -29,6 +30,7 @@ ALL: tuple[Command, ...] = (
     RESTORE,
     VERIFY,
     ARCHIVE,
+    SALVAGE,
     PASSWD,
     SERVE,
     SERVER,
