@@ -9,8 +9,12 @@ import os
 import random
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
+import holding_child
 import pytest
 import test_disk_full
 from graphs import commit, hand_out, oid, quiet, record, scratch_directory
@@ -36,6 +40,8 @@ from berkeleydb_storage.holding import KEEP, LONGEST_NAME
 LOG = 1 << 18
 """Bytes of a log file."""
 PLENTY = 1 << 40
+KILLS = 3
+"""At each point."""
 STEPS = 300
 """Of the long run."""
 POINTS = [name for name in failpoints.NAMES if name.startswith(("hold.", "checkpoint."))]
@@ -462,6 +468,53 @@ def test_killed_at_each_point(path, storage, copies, monkeypatch, what):
             opened.checkpoint()
             first = end(opened).log if what == "limit" or found is None else min(found.log, end(opened).log)
             assert log_numbers(copy)[0] == first
+
+
+class Story:
+    """What processes said that were killed: what they did is there, and at most what they were about to do besides."""
+
+    def __init__(self):
+        self.number = {0}
+        self.places = {"a": {None}, "b": {None}}
+
+    def read(self, lines):
+        for word, *rest in map(str.split, lines):
+            if word in ("committing", "committed"):
+                number = int(rest[0])
+                self.number = {number} if word == "committed" else {number - 1, number}
+            elif word in ("holding", "held"):
+                place = Position(int(rest[1]), int(rest[2]))
+                self.places[rest[0]] = {place} | (self.places[rest[0]] if word == "holding" else set())
+            elif word in ("releasing", "released"):
+                self.places[rest[0]] = {None} | (self.places[rest[0]] if word == "releasing" else set())
+            elif word == "relieving":
+                self.places = {name: {None} | known for name, known in self.places.items()}
+            else:
+                self.places = {name: known - {None} if name in rest else {None} for name, known in self.places.items()}
+
+    def compare(self, path):
+        with quiet(path) as storage:
+            assert holding_child.stored(storage) in self.number
+            assert not storage.check().faults
+            for name, known in self.places.items():
+                found = holds(storage).held(name)
+                assert found in known
+                assert found is None or oldest_without_gap(path) <= found.log
+                self.places[name] = {found}
+            self.number = {holding_child.stored(storage)}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_in_earnest(path, point):
+    story, source = Story(), random.Random(point)
+    for _ in range(KILLS):
+        arguments = [str(path), str(source.random()), point, str(source.randint(1, 4))]
+        child = [sys.executable, "-W", "error", holding_child.__file__, *arguments]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(child, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        story.read(done.stdout.splitlines())
+        story.compare(path)
 
 
 def test_a_long_run(path):
