@@ -25,6 +25,10 @@ UNKNOWN = 0
 DIGITS = 16
 """Of the SHA-256 of a piece, in hexadecimal digits, in its name: so that two of the same place are two names."""
 
+LATEST = 253_402_300_800_000_000
+"""Times are before the year 10,000: in microseconds since the epoch."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 _MOMENT = re.compile(r"(\d{8}T\d{6}\.\d{6})Z-(\d{12,20})")
 _PIECE = re.compile(r"(\d{10})-(\d{8,10})-(\d{10})-(\d{8,10})-(\d{12,20})-(\d{16,20})-([0-9a-f]{16})")
@@ -127,10 +131,43 @@ class Manifest:
     extra: dict[str, Any] = field(default_factory=dict)
     """What is not known here: a later version wrote it."""
 
+    def __post_init__(self) -> None:
+        """Refuse what nobody writes: all of it comes from a file.
+
+        Raises:
+            ValueError: it names the value.
+        """
+        limits = {"tid": 1 << 64, "time": LATEST, "objects": 1 << 64, "seconds": float("inf")}
+        wrong = [name for name, limit in limits.items() if not 0 <= getattr(self, name) < limit]
+        kinds = {
+            "tid": int,
+            "time": int,
+            "objects": int,
+            "storage": str,
+            "identity": str,
+            "description": dict,
+            "files": dict,
+            "compressed": bool,
+        }
+        wrong += [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        wrong += [name for name in ("first", "end") if min(getattr(self, name)) < 0]
+        if not wrong:
+            wrong += [name for name, entry in self.files.items() if not _is_entry(entry)]
+        if wrong:
+            raise ValueError(f"{', '.join(map(repr, wrong))} cannot be so")
+
     @property
     def bytes(self) -> int:
         """Of all files, as they were in the storage."""
         return sum(entry["bytes"] for entry in self.files.values())
+
+
+def _is_entry(entry: object) -> bool:
+    """Tell whether this is what is noted of a file."""
+    if not isinstance(entry, dict):
+        return False
+    size, digest = entry.get("bytes"), entry.get("sha256")
+    return type(size) is int and size >= 0 and isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
 
 
 @dataclass(frozen=True)

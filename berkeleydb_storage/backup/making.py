@@ -91,6 +91,7 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
     except LogGone as error:
         logger.warning("%s: everything is copied", error)
         return _everything(source, repository, report, holder, moment, None)
+    failpoints.reached("backup.added")
     source.hold(holder, moment.end, limit(base))
     size = sum(_length(piece.start, piece.end) for piece in pieces)
     values = {"seconds": round(time.monotonic() - started, 3), "bytes": size, "objects": moment.objects}
@@ -167,8 +168,9 @@ def renew(
 
 
 def newest(bases: list[Base]) -> Base | None:
-    """Return the newest base that is complete."""
-    return next((base for base in reversed(bases) if base.manifest is not None), None)
+    """Return the newest base that is complete, of those of one storage: its log never goes back, as clocks may."""
+    whole = [base for base in bases if base.manifest is not None]
+    return max(whole, key=lambda base: (base.noted.end, base.name), default=None)
 
 
 def is_mine(source: Source, base: Base, position: Position) -> bool:
@@ -226,8 +228,7 @@ def described(
         state = (FULL, manifest.tid, manifest.objects, manifest.bytes, manifest.seconds, manifest.time)
     else:
         noted = values or {}
-        numbers = [noted.get(name, 0) for name in ("objects", "bytes", "seconds")]
-        objects, size, seconds = (number if isinstance(number, (int, float)) else 0 for number in numbers)
+        objects, size, seconds = (_number(noted.get(name)) for name in ("objects", "bytes", "seconds"))
         state = (INCREMENTAL, run.tid, int(objects), int(size), float(seconds), run.time)
     kind, tid, objects, size, seconds, when = state
     return Backup(
@@ -242,3 +243,8 @@ def described(
         seconds,
         when / 1e6,
     )
+
+
+def _number(value: object) -> float:
+    """Return what is noted, 0 where that is no number: it is for people alone."""
+    return value if isinstance(value, (int, float)) and 0 <= value < 1 << 64 else 0

@@ -134,7 +134,7 @@ def restore(
 
 def _microseconds(moment: datetime | float) -> int:
     seconds = moment.timestamp() if isinstance(moment, datetime) else moment
-    return int(seconds * 1_000_000)
+    return round(seconds * 1_000_000)
 
 
 def _silent(activity: str, size: int) -> None:

@@ -106,14 +106,15 @@ class Backups:
     def _wait(self, policy: Every) -> float:
         """Return how many seconds to wait for the next backup, as far as those tell that are there."""
         bases = Repository(open_store(policy.to)).bases(self._engine.identity.hex())
-        ends = [(base.manifest.time, base.manifest.tid) for base in bases if base.manifest is not None]
-        ends += [(run.time, run.tid) for base in bases for run in base.runs]
+        ends = [(base.manifest.tid, base.manifest.time) for base in bases if base.manifest is not None]
+        ends += [(run.tid, run.time) for base in bases for run in base.runs]
         if not ends:
             return 0.0
-        newest, tid = max(ends)
+        tid, newest = max(ends)
         if tid == self._engine.journal.tid:
             return policy.seconds
-        return min(max(policy.seconds - (self._engine.time() - newest) / 1e6, 0.0), policy.seconds)
+        age = (self._engine.time() - newest) / 1e6
+        return max(policy.seconds - age, 0.0) if age >= 0 else 0.0  # else the clock was set back: nobody knows
 
     def stop(self) -> None:
         """Refuse every later backup, and end the one under way; wait for that, unless it is this thread's."""

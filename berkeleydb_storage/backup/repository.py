@@ -36,7 +36,7 @@ from berkeleydb_storage.backup.catalog import (
 )
 from berkeleydb_storage.backup.source import Chunk, Copied, Moment, Source
 from berkeleydb_storage.backup.stores import Store
-from berkeleydb_storage.errors import BackupError, DamagedBackup
+from berkeleydb_storage.errors import BackupError, DamagedBackup, StoreUnreachable
 from berkeleydb_storage.files import Position
 
 PIECE = 16 << 20
@@ -62,13 +62,21 @@ class Repository:
             BackupError: the store cannot be read.
         """
         found = catalog(self.store.list(f"{identity}/" if identity else ""))
-        return [replace(base, manifest=self._manifest(base)) if MANIFEST in base.names else base for base in found]
+        return [noted for base in found if (noted := self._noted(base)) is not None]
 
-    def _manifest(self, base: Base) -> Manifest | None:
-        """Return what is noted of a base; None where that is damaged: `verify` says so."""
+    def _noted(self, base: Base) -> Base | None:
+        """Return a base with its manifest, if it has one that is sound; None where that was removed just now."""
+        if MANIFEST not in base.names:
+            return base
         try:
-            return self.manifest(base)
-        except DamagedBackup:
+            return replace(base, manifest=self.manifest(base))
+        except DamagedBackup:  # `verify` says so
+            return base
+        except StoreUnreachable:
+            raise
+        except BackupError:
+            if f"{base.folder}/{MANIFEST}" in self.store.list(base.folder):
+                raise
             return None
 
     def manifest(self, base: Base) -> Manifest:
@@ -91,7 +99,7 @@ class Repository:
             manifest = Manifest(**{**known, **positions}, extra=values)
             if manifest.identity != base.identity or manifest.bytes < 0:
                 raise ValueError("it is of another storage")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedBackup(
                 f"{self.store.url}/{name} is damaged ({error}): restore from an earlier backup"
             ) from error
@@ -167,7 +175,7 @@ class Repository:
         try:
             values = json.loads(_limited(self.store.read(f"{base.folder}/{RUNS}/{run.name}")))
             return values if isinstance(values, dict) else {}
-        except (ValueError, DamagedBackup):
+        except (ValueError, RecursionError, DamagedBackup):
             return {}
 
     def read_file(self, base: Base, name: str) -> Iterator[bytes]:

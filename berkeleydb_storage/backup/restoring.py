@@ -178,6 +178,8 @@ class Restoring:
             DamagedBackup: some of it is missing or damaged, and what was wanted lies behind that.
         """
         reached, known = base.noted.end, base.noted.tid
+        if wanted.tid is not None and known >= wanted.tid:
+            return
         left = list(base.pieces)
         damaged: DamagedBackup | None = None
         while plan := follow(left, reached):
@@ -246,10 +248,26 @@ def choose(bases: list[Base], wanted: Wanted) -> Base:
             f"{wanted} is before all that is there: the oldest state is transaction {oldest.tid}, of "
             f"{moment_text(oldest.time)}"
         )
-    best = max(fitting, key=lambda base: (base.noted.tid, base.noted.time))
+    best = _furthest(fitting, wanted)
     _require_sound(best, bases, wanted)
     _require_reached(best, whole, wanted)
     return best
+
+
+def _furthest(bases: list[Base], wanted: Wanted) -> Base:
+    """Return the newest base of those whose chains have all that is wanted, or the most of it.
+
+    The newest of all need not be one: an archive goes on with its own while backups are made to the same place.
+    """
+    reaches = {base.folder: base.reach()[1:] for base in bases}
+
+    def has_all(base: Base) -> bool:
+        tid, when = reaches[base.folder]
+        return (wanted.tid is not None and tid >= wanted.tid) or (wanted.time is not None and when >= wanted.time)
+
+    most = max(tid for tid, _ in reaches.values())
+    able = [base for base in bases if has_all(base)] or [base for base in bases if reaches[base.folder][0] == most]
+    return max(able, key=lambda base: (base.noted.tid, base.noted.time, base.folder))
 
 
 def _require_sound(base: Base, bases: list[Base], wanted: Wanted) -> None:
@@ -358,6 +376,8 @@ def require_free(target: Path) -> None:
     Raises:
         BackupError: it is not empty, or no directory.
     """
+    if target.is_symlink() or target.is_mount():
+        raise BackupError(f"{target} is a mount point, or a link, and cannot be replaced: give a directory below it")
     try:
         names = os.listdir(target)
     except FileNotFoundError:
