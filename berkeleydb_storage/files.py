@@ -44,8 +44,8 @@ PAGE_SIZE = 4096
 CHECKPOINT_RECORD = 11
 """The type of a record, in its first four bytes after the header."""
 ENCRYPTED_HEADER = struct.Struct("=II20s16sI")
-"""Of a record in an encrypted log: as `LOG_HEADER` but for the checksum; then the start vector of the encryption, and the
-length of the record without its header."""
+"""Of a record in an encrypted log: as `LOG_HEADER` but for the checksum; then the start vector of the encryption, and
+the length of the record without its header."""
 CHECKPOINT_SIZE = 48
 """Bytes of the record of a checkpoint in an encrypted log, padded, without its header."""
 TABLE_SUFFIX = ".db"

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 FORMAT_VERSION = 3
 ENCRYPTED_VERSION = 4
-"""What ``storage.json`` of an encrypted storage says instead, so that releases before this keep away from it. The tables
-are those of `FORMAT_VERSION`, and say so."""
+"""What ``storage.json`` of an encrypted storage says instead, so that releases before this keep away from it. The
+tables are those of `FORMAT_VERSION`, and say so."""
 ROOT_OID = b"\0" * 8
 OID_LENGTH = 8
 RECORD_HEADER = 12

@@ -1,8 +1,8 @@
 """The checksums of Berkeley DB's encrypted files: HMAC, with a hash of its own, and the key for it. Pure.
 
-The hash is SHA-1 but for its first 16 rounds. There the library's macro lacks a parenthesis (``blk0`` in ``hmac/sha1.c``),
-so that a round adds the word as the machine has it, and nothing else. Only where the function of b, c and d happens to
-be 0, once in 4,294,967,296 rounds, it does what SHA-1 does. What it is good for is to find damage.
+The hash is SHA-1 but for its first 16 rounds. There a macro of the library lacks a parenthesis (``blk0`` in
+``hmac/sha1.c``), so that a round adds the word as the machine has it, and nothing else. Only where the function of b, c
+and d happens to be 0, once in 4,294,967,296 rounds, it does what SHA-1 does. It is good for finding damage.
 """
 
 from __future__ import annotations

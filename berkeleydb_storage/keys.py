@@ -1,7 +1,7 @@
 """Keys of encrypted storages: where they come from, and what is derived from them. Any thread may call everything.
 
-A key is a text. Berkeley DB derives two from it, each with one hash: one for AES with 128 bits, and one for the checksums
-of pages and of records in the log. Neither takes longer to try than this, so a key has to be long and random.
+A key is a text. Berkeley DB derives two from it, each with one hash: one for AES with 128 bits, and one for the
+checksums of pages and of records in the log. To try a key takes no longer than that, so it has to be long and random.
 
 Invariants:
 

@@ -186,7 +186,7 @@ def test_what_a_check_puts_aside_is_encrypted(watch, monkeypatch):
     table = environment.scratch_table(1 << 20)
     for number in range(2000):
         table.put(oid(number), SECRET * 100)
-    spilled = [path for path in Path("/proc/self/fd").iterdir() if path.is_file() and "BDB" in os.readlink(path)]
+    spilled = [path for path in Path("/proc/self/fd").iterdir() if path.is_file() and "BDB" in str(path.readlink())]
     assert sum(path.stat().st_size for path in spilled) > 1 << 20
     assert watch.leaks() == []
     assert table.get(oid(7)) == SECRET * 100

@@ -6,11 +6,13 @@ The archives are never made again: they are what their release wrote, as their c
 import hashlib
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import graphs
 import pytest
 from durus.btree import BTree
 from durus.connection import Connection
@@ -26,7 +28,6 @@ from graphs import (
     number,
     oid,
     queue,
-    quiet,
     record,
     rows,
     suspects,
@@ -35,7 +36,8 @@ from graphs import (
 from berkeleydb_storage import DanglingReferenceError, cli
 from berkeleydb_storage.check import check_pages
 from berkeleydb_storage.environment import LIBRARY, META, SUSPECTS
-from berkeleydb_storage.format import ACQUITTED, FORMAT_VERSION, PENDING, UNSETTLED, unpack_suspect
+from berkeleydb_storage.format import ACQUITTED, ENCRYPTED_VERSION, FORMAT_VERSION, PENDING, UNSETTLED, unpack_suspect
+from berkeleydb_storage.keys import VARIABLE
 
 STATES = (PENDING, ACQUITTED, UNSETTLED)
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,12 +53,22 @@ ARCHIVES = {
     "format-3-btree-not-closed.tar.gz": "fa206f2971f7be3b2b54b68122feff1fcede48aaca9d9b6a13ea00322408c941",
     "format-3-btree.tar.gz": "774311dff21d071385c6b7a45625dea1dc9d39824aeee1b66cc9ba0226e42205",
     "format-3-hash.tar.gz": "49cb14b92b1633cbd4ef074a6b0bcf6d84575901ac69ad9006bb13fc4f4efe14",
+    "format-4-encrypted-btree-deleting.tar.gz": "cc7ee1fe4b8bc3e35b2d509bcb7a5a1b9b9a4bf084132955bbd6d12876c6463a",
+    "format-4-encrypted-btree-not-closed.tar.gz": "b974722b4495019f7d0235711cb59dcdda97bb9ba9520cdd47ec0784dabf2abe",
+    "format-4-encrypted-btree.tar.gz": "2ef23a47e8a93ccdc9b20c3af38f83365570df63c58f753ae67eb3338eb086b0",
+    "format-4-encrypted-hash.tar.gz": "1c21d43492d4a44ea066c0d3740365eae57a7d0ae1365dc542d2d0c72cd74710",
 }
+KEY = "the key of the archives"
+"""Of those that are encrypted."""
 IDENTITIES = {
     "format-3-btree-deleting.tar.gz": "73ecbf44f8cbc580b45b75a9ee44d837",
     "format-3-btree-not-closed.tar.gz": "9bc4899a77829c389a041bfc64485749",
     "format-3-btree.tar.gz": "baeb6e45047cb025341ead87ba870b28",
     "format-3-hash.tar.gz": "dc5b5d0dfccd10aedb4243d7b58a53b5",
+    "format-4-encrypted-btree-deleting.tar.gz": "e046554278d430d655ae5763d5dea8c0",
+    "format-4-encrypted-btree-not-closed.tar.gz": "796acbe69b983ea0f556c2083b041a2b",
+    "format-4-encrypted-btree.tar.gz": "0766463a640d234da13a5bb1f994ac1f",
+    "format-4-encrypted-hash.tar.gz": "213aa1974a3d79e48189d4171e8c3adb",
 }
 
 
@@ -116,15 +128,30 @@ CONTENTS = {
         50,
     ),
 }
+CONTENTS |= {
+    name.replace("format-3", "format-4-encrypted"): CONTENTS[name]._replace(format=ENCRYPTED_VERSION)
+    for name in ("format-3", "format-3-btree-deleting")
+}
 pytestmark = pytest.mark.skipif(
     not LIBRARY.startswith("5.3."),
     reason="the archives were written by Berkeley DB 5.3, and other versions refuse them",
 )
 
 
+def key_of(path):
+    said = path / "storage.json"
+    return KEY if said.exists() and '"encrypted": true' in said.read_text() else None
+
+
+def quiet(path, **options):
+    return graphs.quiet(path, key=key_of(path), **options)
+
+
 @pytest.fixture(params=ARCHIVES)
-def path(request, tmp_path):
-    """A copy of a directory as its release left it."""
+def path(request, tmp_path, monkeypatch):
+    """A copy of a directory as its release left it. The commands find its key."""
+    if "encrypted" in request.param:
+        monkeypatch.setenv(VARIABLE, KEY)
     with tarfile.open(GOLDEN / request.param) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path
@@ -133,7 +160,7 @@ def path(request, tmp_path):
 @pytest.fixture
 def expected(request, path):
     name = request.node.callspec.params["path"].removesuffix(".tar.gz")
-    return CONTENTS.get(name, CONTENTS[name[: len("format-1")]])
+    return CONTENTS.get(name) or CONTENTS[re.match(r"format-\d(-encrypted)?", name)[0]]
 
 
 @pytest.fixture
@@ -196,7 +223,8 @@ def test_it_gets_the_current_format(path, expected):
         assert (known.last_search is not None) == (expected.format > 1)
         assert known.last_pack is not None
         assert meta(storage, b"unmarked") == b"1", "it was migrated: there may be cycles of which no suspect is known"
-    assert f'"format": {FORMAT_VERSION},' in (path / "storage.json").read_text()
+    current = FORMAT_VERSION if key_of(path) is None else ENCRYPTED_VERSION
+    assert f'"format": {current},' in (path / "storage.json").read_text()
     with quiet(path) as storage:
         assert_contents(storage, expected)
         assert not storage.statistics().recovered
@@ -234,6 +262,7 @@ def test_the_commands_read_it_as_it_is(path, expected, capsys):
     assert cli.main(["stat", str(path)]) == 0
     said = capsys.readouterr().out
     assert f"format {expected.format}," in said
+    assert ("encrypted," in said) == (key_of(path) is not None)
     assert ("packed         not known" in said) == (expected.format == 1)
     assert cli.main(["census", str(path), "--json"]) == 0
     classes = json.loads(capsys.readouterr().out)["classes"]
@@ -275,7 +304,7 @@ def test_the_books_are_right(path, expected, is_closed):
         )
         assert storage.statistics().doomed == expected.doomed
         assert len(doomed(storage)) == expected.doomed + expected.gone
-    assert check_pages(path) == []
+    assert check_pages(path, key=key_of(path)) == []
 
 
 def test_a_pack_leaves_what_the_root_reaches(path, expected):
@@ -329,4 +358,4 @@ def test_it_goes_on(path, expected):
         assert len(root["many"]) == 0
         assert root["numbers"][7] == 49
         assert storage.check().faults == []
-    assert check_pages(path) == []
+    assert check_pages(path, key=key_of(path)) == []

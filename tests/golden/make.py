@@ -9,6 +9,7 @@ It refuses to replace them. For a new format, write new archives beside the old 
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -25,13 +26,15 @@ from durus.storage import MemoryStorage
 
 from berkeleydb_storage import BerkeleyDBStorage, CheckpointNever, GarbageManual
 from berkeleydb_storage import format as layouts
-from berkeleydb_storage.format import FORMAT_VERSION, ROOT_OID, references
+from berkeleydb_storage.format import ENCRYPTED_VERSION, FORMAT_VERSION, ROOT_OID, references
 
 HERE = Path(__file__).parent
 EVER = (1 << 63) - 1
 """A time in the far future."""
 ENDS = {"close": "", "kill": "-not-closed", "delete": "-deleting"}
 """How a storage is left -> what its archive is called."""
+KEY = "the key of the archives"
+"""Of those that are encrypted."""
 
 
 def noise(size):
@@ -119,9 +122,9 @@ def mark(storage):
     layouts.MAX_LISTED = listed
 
 
-def begin_deletion(path):
+def begin_deletion(path, key):
     """Let a full pack in the directory `path` begin to delete a large ring; and let go of more after that."""
-    with reopened(path) as storage:
+    with reopened(path, key) as storage:
         connection = Connection(storage)
         root = connection.get_root()
         root["large ring"] = first = PersistentDict()
@@ -137,7 +140,7 @@ def begin_deletion(path):
         while not storage.statistics().doomed:
             next(packer)
         packer.close()
-    with reopened(path) as storage:
+    with reopened(path, key) as storage:
         connection = Connection(storage)
         root = connection.get_root()
         ring = PersistentDict({"name": "late ring"})
@@ -148,13 +151,14 @@ def begin_deletion(path):
         connection.commit()
 
 
-def reopened(path):
-    return BerkeleyDBStorage(path, garbage_collection=GarbageManual(), checkpoint=CheckpointNever())
+def reopened(path, key):
+    return BerkeleyDBStorage(path, garbage_collection=GarbageManual(), checkpoint=CheckpointNever(), key=key)
 
 
-def write(path, type, *, close):
+def write(path, type, key, *, close):
     """Fill a new storage in the directory `path`; without `close`, the process kills itself when that is done."""
-    storage = BerkeleyDBStorage(path, type=type, garbage_collection=GarbageManual(), checkpoint=CheckpointNever())
+    policies = {"garbage_collection": GarbageManual(), "checkpoint": CheckpointNever()}
+    storage = BerkeleyDBStorage(path, type=type, key=key, **policies)
     fill(storage)
     if not close:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -165,7 +169,7 @@ def archive(path, target):
     """Write the files of a directory into a compressed archive that says nothing about who made it or when."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name in sorted(os.listdir(path)):
+        for name in sorted(name for name in os.listdir(path) if (path / name).is_file()):
             data = (path / name).read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
@@ -175,19 +179,23 @@ def archive(path, target):
 
 def main():
     if len(sys.argv) > 1:
-        write(sys.argv[1], sys.argv[2], close=sys.argv[3] != "kill")
+        key = KEY if sys.argv[4] == "encrypted" else None
+        write(sys.argv[1], sys.argv[2], key, close=sys.argv[3] != "kill")
         if sys.argv[3] == "delete":
-            begin_deletion(sys.argv[1])
+            begin_deletion(sys.argv[1], key)
         return
-    for type, end in (("btree", "close"), ("hash", "close"), ("btree", "kill"), ("btree", "delete")):
-        target = HERE / f"format-{FORMAT_VERSION}-{type}{ENDS[end]}.tar.gz"
+    ways = (("btree", "close"), ("hash", "close"), ("btree", "kill"), ("btree", "delete"))
+    for version, (type, end) in itertools.product((FORMAT_VERSION, ENCRYPTED_VERSION), ways):
+        encrypted = version == ENCRYPTED_VERSION
+        target = HERE / f"format-{version}{'-encrypted' if encrypted else ''}-{type}{ENDS[end]}.tar.gz"
         if target.exists():
             print(f"{target.name} is there, and stays as it is")
             continue
         with tempfile.TemporaryDirectory() as path:
-            subprocess.run([sys.executable, __file__, path, type, end], check=end != "kill")
+            how = [path, type, end, "encrypted" if encrypted else "plain"]
+            subprocess.run([sys.executable, __file__, *how], check=end != "kill")
             archive(Path(path), target)
-            with BerkeleyDBStorage(path) as storage:
+            with BerkeleyDBStorage(path, key=KEY if encrypted else None) as storage:
                 print(f'    "{target.name}": "{storage._engine.identity.hex()}",')
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         print(f'    "{target.name}": "{digest}",  # {target.stat().st_size} bytes')
