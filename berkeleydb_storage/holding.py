@@ -184,7 +184,7 @@ class Holds:
         """Return what is known of each holder, the one who holds most first."""
         with self._lock:
             holds, needed = dict(self._holds), self.needed
-        sizes = self._sizes(needed)
+        sizes = self._sizes(needed) if holds else {}
         found = [
             Held(name, hold.log, hold.offset, hold.limit, _sum(sizes, hold.log), hold.since / 1e6)
             for name, hold in holds.items()

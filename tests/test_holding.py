@@ -27,6 +27,7 @@ from berkeleydb_storage import (
     GarbageManual,
     OptionError,
     StorageClosed,
+    cli,
     environment,
     failpoints,
     inspection,
@@ -255,6 +256,26 @@ def test_the_figures(path, storage):
     assert first.since == pytest.approx((path / KEEP).stat().st_mtime, abs=60)
     assert inspection.figures(storage).holds == (first, second)
     assert inspection.outside(path).holds == (first, second)
+
+
+def test_stat(path, capsys):
+    with quiet(path) as storage:
+        hand_out(storage, 2)
+        commit(storage, record(0, 1), record(1))
+        start = end(storage)
+        holds(storage).hold("backup to /backups", start, 1 << 30)
+        write(storage)
+    assert cli.main(["stat", str(path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("held")]
+    assert re.search(
+        rf"of at most 1,073.7 MB of log, from {start.log}/{start.offset} since .* for backup to /backups$", line
+    )
+    assert cli.main(["stat", str(path), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    (held,) = values["holds"]
+    assert (held["holder"], held["log"], held["offset"]) == ("backup to /backups", *start)
+    assert held["bytes"] > LOG
+    assert "holds" not in values["inside"]
 
 
 @pytest.mark.parametrize(

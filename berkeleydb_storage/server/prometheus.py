@@ -100,6 +100,8 @@ def families(information: dict[str, Any]) -> Iterator[Metric]:
     for name, (key, text) in GAUGES.items():
         if storage[key] is not None:
             yield GaugeMetricFamily(PREFIX + name, text, storage[key])
+    held = max((holder["bytes"] for holder in storage.get("holds", ())), default=0)
+    yield GaugeMetricFamily(f"{PREFIX}held_log_bytes", "Log that only backups and archives need.", held)
     if storage.get("archive") is not None:
         yield from _archive(storage["archive"])
     for name, (key, bounds, text) in HISTOGRAMS.items():
