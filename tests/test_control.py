@@ -618,6 +618,40 @@ def test_a_crowd_is_told_to_wait(storage, directory, source, monkeypatch):
     assert source.ping() == os.getpid()
 
 
+NARROW = """
+import errno, logging, resource
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+storage = BerkeleyDBStorage(path)
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5,) * 2)
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError as error:
+    assert error.errno == errno.EMFILE
+say("full")
+wait()
+for each in taken:
+    os.close(each)
+wait()
+storage.close()
+"""
+
+
+def test_an_owner_without_a_descriptor_left(directory, run):
+    """Who asks waits until there is one; that is logged once."""
+    owner = run(NARROW)
+    assert owner.hear() == ["full"]
+
+    def free():
+        assert "who asks has to wait" in owner.process.stdout.readline()
+        owner.tell()
+
+    run_threads(free, lambda: ControlSource(directory).ping())
+    assert owner.end() == 0
+    assert owner.process.stdout.closed or owner.process.stdout.read() == ""
+
+
 def test_more_than_a_request(storage, directory):
     with dial(directory) as sock:
         sock.sendall(protocol.encode_request("ping") * 2)
@@ -924,10 +958,13 @@ say("ticks", ticks)
         assert source.ping() == owner.process.pid
     files, _ = collected(chunks)
     assert len(files["objects.db"]) > SIZE
+    hanging = source.copy()
+    next(hanging)
     owner.tell()
     verdict, ticks = owner.hear()
     assert verdict == "ticks"
     assert ticks > 5
+    hanging.close()
     assert owner.end() == 0
 
 
@@ -993,8 +1030,9 @@ def test_a_source_of_an_owner_who_is_about_to_answer(storage, directory):
 
 def test_an_owner_who_does_not_answer(storage, directory):
     control(storage).stop()
-    with pytest.raises(StorageInUse), open_source(directory, wait=0.1):
+    with pytest.raises(StorageInUse, match=f"It is process {os.getpid()}") as caught, open_source(directory, wait=0.1):
         pass
+    assert caught.value.pid == os.getpid()
 
 
 def test_the_figures_of_another_process(directory, run):

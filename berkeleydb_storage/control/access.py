@@ -70,10 +70,19 @@ def _find(
             asked.ping()
         except OwnerGone as gone:
             if time.monotonic() > until:
-                raise in_use from gone
+                raise _silent(in_use, gone) from gone
             time.sleep(PAUSE)
         else:
             return asked
+
+
+def _silent(in_use: StorageInUse, gone: OwnerGone) -> StorageInUse:
+    """Return the error for a storage that somebody has who does not answer; those who read it never do."""
+    if in_use.pid is None:
+        return in_use
+    return StorageInUse(
+        f"{gone}. It is process {in_use.pid}: if it runs, look into its log whether it has a control socket", in_use.pid
+    )
 
 
 def _require_storage(path: str | os.PathLike[str]) -> None:

@@ -17,7 +17,7 @@ from berkeleydb_storage.backup.source import Chunk, Copied, Moment
 from berkeleydb_storage.control import protocol
 from berkeleydb_storage.control.protocol import CONTROL, ERROR, HEADER, RESULT
 from berkeleydb_storage.control.values import Live, to_copied, to_live, to_moment
-from berkeleydb_storage.errors import AccessDenied, OwnerGone
+from berkeleydb_storage.errors import AccessDenied, OwnerGone, WireError
 from berkeleydb_storage.files import Position
 from berkeleydb_storage.transport import unix
 
@@ -85,11 +85,11 @@ class ControlSource:
 
     def _ask(self, name: str, *arguments: object) -> Any:
         with closing(self._stream(1, name, *arguments)) as answer:
-            while True:
-                try:
-                    next(answer)
-                except StopIteration as end:
-                    return end.value
+            try:
+                next(answer)
+            except StopIteration as end:
+                return end.value
+            raise WireError(f"files come for an answer to {name}: look who listens in {self._path}")
 
     def _stream(self, patience: float, name: str, *arguments: object) -> Generator[Chunk, None, Any]:
         """Ask; yield the bytes of files that come, and return the result."""

@@ -128,12 +128,17 @@ class Control:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         poll.register(woken, select.POLLIN)
+        failing = False
         while woken.fileno() not in [descriptor for descriptor, _ in poll.poll()]:
             try:
                 self._accept(sock)
             except (OSError, RuntimeError) as error:  # no descriptor, or no thread
-                logger.warning("%s: who asks cannot be answered: %s", self._path, error)
+                if not failing:
+                    logger.warning("%s: who asks has to wait: %s", self._path, error)
+                failing = True
                 time.sleep(BREATH)
+            else:
+                failing = False
 
     def _accept(self, sock: socket.socket) -> None:
         try:
