@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import collecting, report, serving, serving_more
 from benchmarks.building import build_objects
 from benchmarks.committing import commit
+from benchmarks.encrypting import encryption
 from benchmarks.facts import facts, in_memory, load_average, on_disk, quiet_durus
 from benchmarks.loading import load
 from benchmarks.measure import Result, progress
@@ -98,6 +99,9 @@ BENCHMARKS: dict[str, Callable[[Run], list[Result]]] = {
     "load": lambda run: load(run.path, run.size.objects, run.size.rounds),
     "build": lambda run: build_objects(run.path, run.size.objects, run.size.few_rounds),
     "commit": lambda run: commit(run.path, run.size.durable_commits, run.size.unsynced_commits, run.size.rounds),
+    "encryption": lambda run: encryption(
+        run.path, run.size.objects, run.size.durable_commits, run.size.unsynced_commits, run.size.rounds
+    ),
     "open": lambda run: opening(run.stores, run.size.large, run.size.few_rounds),
     "update": lambda run: update(run.path, run.size.updates),
     "migrate": lambda run: migrate(

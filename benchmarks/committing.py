@@ -20,7 +20,8 @@ OBJECTS = 10_000
 Committer = Callable[[bytes, bytes], None]
 
 
-def _committer(storage: Storage) -> Committer:
+def committer(storage: Storage) -> Committer:
+    """Return what commits one record to a storage."""
     begin, store, end = storage.begin, storage.store, storage.end
 
     def commit(oid: bytes, changed: bytes) -> None:
@@ -31,8 +32,8 @@ def _committer(storage: Storage) -> Committer:
     return commit
 
 
-def _commits(commit: Committer, number: int) -> Callable[[], float]:
-    """Return what commits `number` new versions of items, a different one each time."""
+def commits(commit: Committer, number: int) -> Callable[[], float]:
+    """Return what times commits of `number` new versions of items, a different one each time."""
     chosen, versions = random.Random(2), counter(1)
     items = [n for n in range(OBJECTS) if n % 1000 > 1]
 
@@ -60,7 +61,7 @@ def commit(directory: Path, durable: int, unsynced: int, rounds: int) -> list[Re
 def _filled(storage: Storage, stack: ExitStack) -> Committer:
     stack.enter_context(closing(storage))
     fill(storage, OBJECTS)
-    return _committer(storage)
+    return committer(storage)
 
 
 def _bare(directory: Path, stack: ExitStack) -> Bare:
@@ -83,9 +84,9 @@ def _durable(directory: Path, number: int, rounds: int, stack: ExitStack) -> Res
         BARE: f"put in a transaction: {SYNCS}",
     }
     contestants = {
-        FILE2: _commits(_filled(OPENERS[FILE2](directory / FILE2), stack), number),
-        OURS: _commits(_filled(ours(directory / OURS), stack), number),
-        BARE: _commits(_bare(directory / BARE, stack).commit, number),
+        FILE2: commits(_filled(OPENERS[FILE2](directory / FILE2), stack), number),
+        OURS: commits(_filled(ours(directory / OURS), stack), number),
+        BARE: commits(_bare(directory / BARE, stack).commit, number),
     }
     progress("commit: durable")
     in_turn(contestants, 1)
@@ -107,10 +108,10 @@ def _unsynced(directory: Path, number: int, rounds: int, stack: ExitStack) -> Re
         BARE: "put in a transaction: hands each commit to the system, never syncs",
     }
     contestants = {
-        FILE: _commits(_filled(OPENERS[FILE](directory / FILE), stack), number),
-        over: _commits(_filled(ours(directory / over, durable=False), stack), number),
-        buffered: _commits(_filled(ours(directory / buffered, durable=False, async_log_write=False), stack), number),
-        BARE: _commits(_bare(directory / "bare unsynced", stack).commit_unsynced, number),
+        FILE: commits(_filled(OPENERS[FILE](directory / FILE), stack), number),
+        over: commits(_filled(ours(directory / over, durable=False), stack), number),
+        buffered: commits(_filled(ours(directory / buffered, durable=False, async_log_write=False), stack), number),
+        BARE: commits(_bare(directory / "bare unsynced", stack).commit_unsynced, number),
     }
     progress("commit: not synced")
     in_turn(contestants, 1)

@@ -163,7 +163,8 @@ def _encrypted_checkpoint(record: bytes, mac: bytes) -> bool:
         return False
     previous, length, stored, _, size = ENCRYPTED_HEADER.unpack_from(record)
     found = struct.unpack("=II12s", keyed.mac(mac, record[ENCRYPTED_HEADER.size :]))
-    return size == CHECKPOINT_SIZE and struct.pack("=II12s", found[0] ^ previous, found[1] ^ length, found[2]) == stored
+    same: bool = struct.pack("=II12s", found[0] ^ previous, found[1] ^ length, found[2]) == stored
+    return same and size == CHECKPOINT_SIZE
 
 
 def newest_position(path: Path) -> tuple[int, int]:
@@ -231,7 +232,7 @@ def bad_pages(path: Path, key: str | None = None, *, start: int = 0, zeros: bool
         number = start
         while some := file.read(at_once * PAGE_SIZE):
             pages = [some[offset : offset + PAGE_SIZE] for offset in range(0, len(some), PAGE_SIZE)]
-            for page, sound in zip(pages, _are_sound(pages, mac), strict=True):
+            for page, sound in zip(pages, are_sound(pages, mac), strict=True):
                 if any(page):
                     noted = _word(page, PAGE_NUMBER)  # recovery writes pages of future buckets without their number
                     if not sound or (noted != number and (noted or not is_bucket(number))):
@@ -241,7 +242,7 @@ def bad_pages(path: Path, key: str | None = None, *, start: int = 0, zeros: bool
                 number += 1
 
 
-def _are_sound(pages: list[bytes], mac: bytes | None) -> Iterator[bool]:
+def are_sound(pages: list[bytes], mac: bytes | None) -> Iterator[bool]:
     """Yield for each page what `page_is_sound` returns; those with a keyed checksum are looked at together."""
     alike = [] if mac is None else [page for page in pages if _has_usual_checksum(page)]
     found = iter(() if mac is None or not alike else keyed.macs(mac, [_cleared(page, *_MAC) for page in alike]))
