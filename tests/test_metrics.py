@@ -177,6 +177,14 @@ def test_prometheus_gets_the_same(server):
     assert 0 < samples["durus_bdb_uptime_seconds"] < PATIENCE
 
 
+def test_how_much_log_is_held():
+    """By several, of whom one needs all that the others do."""
+    storage = {**INFORMATION["storage"], "holds": ({"bytes": 5}, {"bytes": 7}, {"bytes": 0})}
+    for values, expected in ((storage, 7), (INFORMATION["storage"], 0)):
+        shown = {family.name: family for family in families({**INFORMATION, "storage": values})}
+        assert [sample.value for sample in shown["durus_bdb_held_log_bytes"].samples] == [expected]
+
+
 @given(st.lists(seconds, max_size=30))
 def test_histograms_for_prometheus(values):
     """Each bucket has all that is not above its bound."""
