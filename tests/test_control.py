@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import os
 import random
 import signal
@@ -32,7 +33,10 @@ from berkeleydb_storage import (
     StorageInUse,
     StorageNotFound,
     WireError,
+    cli,
     errors,
+    failpoints,
+    restore,
 )
 from berkeleydb_storage.backup.source import LocalSource, Position
 from berkeleydb_storage.control import protocol, serving, values
@@ -1048,3 +1052,73 @@ def test_the_figures_of_another_process(directory, run):
     assert f"in use by process {owner.process.pid}" in done.stdout
     assert "collected      0 objects" in done.stdout
     assert owner.end() == 0
+
+
+# --- the command
+
+
+WRITING = """
+storage = BerkeleyDBStorage(path)
+connection = Connection(storage)
+root = connection.get_root()
+root["a"] = root["b"] = 0
+connection.commit()
+def write():
+    while True:
+        root["a"] += 1
+        root["b"] -= 1
+        connection.commit()
+        say(root["a"])
+threading.Thread(target=write, daemon=True).start()
+while wait():
+    pass
+"""
+
+
+@pytest.fixture
+def acknowledged(run):
+    """A process that commits without an end, and the commits that it has told of so far."""
+    owner, told = run(WRITING), []
+    reader = threading.Thread(target=lambda: told.extend(json.loads(line)[0] for line in owner.process.stdout))
+    reader.start()
+    eventually(lambda: told)
+    yield owner, told
+    owner.kill()
+    reader.join()
+
+
+def restored(target, path):
+    restore(target, path)
+    with BerkeleyDBStorage(path) as storage:
+        assert not storage.check().faults
+        root = Connection(storage).get_root()
+        assert root["a"] == -root["b"]
+        return root["a"]
+
+
+def test_a_backup_of_what_another_process_writes_to(directory, tmp_path, acknowledged):
+    _, told = acknowledged
+    for number in range(3):
+        newest = told[-1]
+        assert cli.main(["backup", str(directory), str(tmp_path / "backups"), "--quiet"]) == 0
+        assert restored(tmp_path / "backups", tmp_path / f"restored {number}") >= newest
+
+
+@pytest.mark.parametrize("point", ["backup.begun", "backup.copied", "backup.noted", "backup.piece"])
+def test_the_owner_is_killed_while_the_command_copies(directory, tmp_path, acknowledged, monkeypatch, capsys, point):
+    """The command opens the storage itself then, and begins anew."""
+    owner, told = acknowledged
+    if point == "backup.piece":
+        assert cli.main(["backup", str(directory), str(tmp_path / "backups"), "--quiet"]) == 0
+
+    def kill(name):
+        if name == point and owner.process.poll() is None:
+            owner.kill()
+
+    monkeypatch.setattr(failpoints, "hook", kill)
+    newest = told[-1]
+    assert cli.main(["backup", str(directory), str(tmp_path / "backups")]) == 0
+    assert owner.process.poll() is not None
+    assert "it begins anew" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert restored(tmp_path / "backups", tmp_path / "restored") >= newest

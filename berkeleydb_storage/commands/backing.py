@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,8 +20,14 @@ from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.commands.places import add_options, add_place, place, store_options
 from berkeleydb_storage.control.access import open_source
 from berkeleydb_storage.environment import TABLES
-from berkeleydb_storage.errors import OptionError
+from berkeleydb_storage.errors import OptionError, OwnerGone, StorageClosed
 from berkeleydb_storage.files import TABLE_SUFFIX
+from berkeleydb_storage.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Times that a backup is begun, where the process that has the storage open ends in the middle."""
 
 PERIODS = ("last", "hourly", "daily", "weekly", "monthly")
 
@@ -29,14 +36,8 @@ def _backup(arguments: argparse.Namespace, console: Console) -> int:
     console.advice = "there is nothing of this backup, and those that were there are; to start again, run it again"
     keep = _keep(arguments)
     repository = Repository(place(arguments, create=True))
-    with (
-        open_source(arguments.directory, key=key_of(arguments), cachesize=arguments.cachesize) as source,
-        console.progress(unit="bytes") as progress,
-    ):
-        tables = (Path(arguments.directory) / (name + TABLE_SUFFIX) for name in TABLES)
-        with suppress(OSError):
-            progress.totals.update(copying=sum(table.stat().st_size for table in tables))
-        made = back_up(source, repository, progress, full=arguments.full)
+    with console.progress(unit="bytes") as progress:
+        made = _made(arguments, repository, progress)
         removed = 0 if keep is None else prune(repository, made.identity, made.storage, keep)
     console.result(
         {"directory": arguments.directory, **asdict(made), "removed": removed},
@@ -44,6 +45,22 @@ def _backup(arguments: argparse.Namespace, console: Console) -> int:
         f"{made.bytes:,} bytes in {made.seconds:.1f} s",
     )
     return 0
+
+
+def _made(arguments: argparse.Namespace, repository: Repository, progress: Progress) -> Backup:
+    """Make a backup; begin anew where who had the storage open closes it, or is killed, in the middle."""
+    for left in reversed(range(ATTEMPTS)):
+        with suppress(OSError):
+            tables = (Path(arguments.directory) / (name + TABLE_SUFFIX) for name in TABLES)
+            progress.totals.update(copying=sum(table.stat().st_size for table in tables))
+        try:
+            with open_source(arguments.directory, key=key_of(arguments), cachesize=arguments.cachesize) as source:
+                return back_up(source, repository, progress, full=arguments.full)
+        except (OwnerGone, StorageClosed) as error:
+            if not left:
+                raise
+            logger.warning("%s; it begins anew", error)
+    raise AssertionError("it returned, or raised")
 
 
 def _keep(arguments: argparse.Namespace) -> Keep | None:
