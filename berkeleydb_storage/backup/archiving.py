@@ -160,6 +160,7 @@ class Archiver:
         self._turning = threading.Lock()
         # what follows is changed by who holds _turning, and read by any thread
         self._chain: Chain | None = None
+        self._reached: Position | None = None  # where it ended when it was known
         self._known = False  # whether the repository was looked at since something failed
         self._base: _Task[Base] | None = None
         self._base_from = 0
@@ -258,7 +259,8 @@ class Archiver:
     def figures(self) -> Archived:
         """Return how far it is. Any thread may call it."""
         chain, moment, shipped = self._chain, self._moment, self._shipped
-        behind = None if chain is None or moment is None else distance(chain.position, moment.end)
+        reached = self._reached if chain is None else chain.position
+        behind = None if reached is None or moment is None else distance(reached, moment.end)
         return Archived(
             url=self.url,
             tid=None if shipped is None else shipped.tid,
@@ -302,6 +304,8 @@ class Archiver:
 
     def _forget(self) -> None:
         """Look into the repository again before going on."""
+        if self._chain is not None:
+            self._reached = self._chain.position
         self._chain, self._known, self._joining = None, False, None
 
     def _is_shipped(self, moment: Moment) -> bool:
@@ -389,7 +393,7 @@ class Archiver:
             error,
             before,
         )
-        self._chain, self._known, self._held = None, True, None
+        self._chain, self._reached, self._known, self._held = None, None, True, None
 
     # -- copying everything -------------------------------------------------------------------------------------------
 
