@@ -18,13 +18,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from berkeleydb_storage import failpoints, files
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import Environment
-from berkeleydb_storage.errors import OptionError, StorageClosed
+from berkeleydb_storage.errors import DiskFullError, OptionError, StorageClosed
 from berkeleydb_storage.holding import Holds
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Checkpointer:
         self._time = time.monotonic()  # guarded by _running
         self.completed = 0  # guarded by _running
         self._stopped = False  # guarded by _running
+        self._noted = 0  # guarded by _running: the newest log file that is noted
         self._needed = 0  # guarded by _running: the oldest log file that recovery needs since the last checkpoint
 
     def numbers(self) -> CheckpointNumbers:
@@ -131,8 +132,23 @@ class Checkpointer:
         if self._running.locked():
             return
         with self._running:
-            if not self._stopped and self.policy.due(self.numbers()):
+            if self._stopped:
+                return
+            self._note_log()
+            if self.policy.due(self.numbers()):
                 self._checkpoint()
+
+    def _note_log(self) -> None:
+        """Note a log file of which something is on the disk, so that it is missed at an open that does not find it.
+
+        Where there is no room for that, the next checkpoint does it.
+        """
+        newest = self._environment.log_on_disk()
+        if newest > self._noted:
+            with suppress(DiskFullError):
+                self._directory.sync()  # the file's name first
+                self._directory.update(last_log=newest)
+            self._noted = newest
 
     def checkpoint(self) -> None:
         """Make a checkpoint, and remove the log files that recovery no longer needs.
@@ -222,7 +238,7 @@ class Checkpointer:
             for number in present:
                 if number < kept:
                     (path / files.log_name(number)).unlink(missing_ok=True)
-        self._needed = needed
+        self._needed, self._noted = needed, present[-1]
         failpoints.reached("checkpoint.logs-removed")
 
     def _first_needed(self, present: list[int]) -> int:

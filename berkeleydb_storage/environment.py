@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from berkeleydb import db
+from berkeleydb import _berkeleydb, db
 
 from berkeleydb_storage import files
 from berkeleydb_storage.errors import BerkeleyDBStorageError, DamagedError, DiskFullError
@@ -153,6 +153,22 @@ class Extent(NamedTuple):
     """All pages of its file."""
     buckets: int
     """Of a table of type hash; else 0."""
+
+
+def checksum_function() -> Any:
+    """Return the library's C function that finds the checksum of a page, None where it cannot be had.
+
+    It is no part of the library's interface: what it takes is known of 5.3 alone, which is (NULL, the data, their
+    length, the key of the checksum or NULL, where to put it). The interpreter's lock is not held while it runs.
+    """
+    try:
+        function = ctypes.CDLL(_berkeleydb.__file__)["__db_chksum"] if db.version()[:2] == (5, 3) else None
+    except (AttributeError, OSError):
+        return None
+    if function is not None:
+        function.restype = None
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_char_p]
+    return function
 
 
 def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
@@ -430,6 +446,11 @@ class Environment:
         with explained(self.path):
             status = self._environment.log_stat()
         return int(status["cur_file"]), int(status["cur_offset"])
+
+    def log_on_disk(self) -> int:
+        """Return the number of the newest log file of which something was brought to the disk; 0: of none yet."""
+        with explained(self.path):
+            return int(self._environment.log_stat()["disk_file"])
 
     def log_position(self) -> int:
         """Return how many bytes of log were ever written, as the current log file and the offset in it tell."""

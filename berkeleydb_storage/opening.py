@@ -27,10 +27,13 @@ from berkeleydb_storage.format import ENCRYPTED_VERSION, FORMAT_VERSION
 from berkeleydb_storage.identity import renew_identity
 from berkeleydb_storage.keys import make_check
 from berkeleydb_storage.options import Options
-from berkeleydb_storage.recovery import recover, recover_copy, rehearse
+from berkeleydb_storage.recovery import recover, recover_copy, rehearse, require_pages_in_place
 from berkeleydb_storage.upgrade import upgrade, verify_format
 
 logger = logging.getLogger(__name__)
+
+LOOKED_AT = 8 << 20
+"""Bytes of a table whose pages are all looked at when it is opened: 5 milliseconds; of a larger one the holes."""
 
 
 @dataclass
@@ -102,6 +105,8 @@ def _verify(directory: Directory, description: Description, options: Options) ->
     verify_format(directory, description, read_only=options.read_only)
     directory.verify_key(description, options.key)
     directory.verify_files(description, list(TABLES), options.key)
+    if description.state == CLOSED:
+        require_pages_in_place(directory.path, LOOKED_AT)
     if options.type not in (None, description.type):
         raise OptionError(
             f"{directory.path} was created with type={description.type!r}, which stays; leave the option out, or "

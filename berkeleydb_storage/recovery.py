@@ -129,7 +129,7 @@ def recover(
                 doubt(False)
             raise explained from error
     _require_whole_tables(sizes, key)
-    _require_pages_in_place(path)
+    require_pages_in_place(path)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
 
 
@@ -144,11 +144,23 @@ def _require_whole_tables(sizes: dict[Path, int], key: str | None) -> None:
             raise DamagedError(f"{table} was cut off, {missing} pages are missing: restore the storage from a backup")
 
 
-def _require_pages_in_place(path: Path) -> None:
-    """Look for pages of zeros, as a file system may leave them: the library would search in them forever."""
+def require_pages_in_place(path: Path, looked_at: int = LOOKED_AT) -> None:
+    """Look for pages of zeros, as a file system may leave them: the library would search in them forever.
+
+    All pages are in the files: the storage was closed, or recovered. Of a table that is larger than `looked_at` bytes
+    only what has no place on the disk is looked at, which takes microseconds.
+
+    Raises:
+        DamagedError: there is one, or one that is another's.
+        BerkeleyDBStorageError: a table may not be read.
+    """
     for table in _table_files(path):
-        whole = table.stat().st_size <= LOOKED_AT
-        for page in files.strange_pages(table) if whole else files.holes(table):
+        try:
+            whole = table.stat().st_size <= looked_at
+            page = next(files.strange_pages(table) if whole else files.holes(table), None)
+        except PermissionError as error:
+            raise BerkeleyDBStorageError(f"{table} may not be read by this process: mend its permissions") from error
+        if page is not None:
             raise DamagedError(f"page {page} of {table} is not what belongs there: {RESTORE}")
 
 
