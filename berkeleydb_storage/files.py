@@ -117,7 +117,7 @@ def log_tail(path: Path, end: int) -> Tail:
         return Tail(0, True)
     header = rest[: LOG_HEADER.size].ljust(LOG_HEADER.size, b"\0")
     length = LOG_HEADER.unpack(header)[1]
-    return Tail(len(rest), len(rest) <= length)
+    return Tail(len(rest), len(rest) <= max(length, LOG_HEADER.size - 1))  # the length may not be there yet
 
 
 def _without_zeros(data: bytes) -> bytes:
