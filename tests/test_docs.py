@@ -60,6 +60,8 @@ def workplace(tmp_path, monkeypatch):
         ours.backup("backups")
     PasswordFile("users").set("ada", "Lovelace", Rights.ADMIN)
     Path("password").write_text("Lovelace\n")
+    Path("key").write_text("a key\n")
+    Path("key").chmod(0o600)
     certificate = trustme.CA().issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path("cert.pem")
     certificate.private_key_pem.write_to_path("key.pem")

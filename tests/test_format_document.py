@@ -1,5 +1,6 @@
 """docs/FORMAT.md says what the code does: the tables of the document are parsed and compared with real bytes."""
 
+import hmac
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from berkeleydb_storage.directory import Description
 from berkeleydb_storage.environment import LOG_FILE_SIZE, META, TABLES
 from berkeleydb_storage.files import PAGE_SIZE, log_number
 from berkeleydb_storage.format import (
+    ENCRYPTED_VERSION,
     FORMAT_VERSION,
     UNSETTLED,
     State,
@@ -243,7 +245,20 @@ def test_the_keys_of_storage_json(storage, tmp_path):
     written = json.loads((tmp_path / "storage.json").read_text())
     kinds = {int: "number", str: "text", dict: "object", bool: "true or false"}
     assert {key: kinds[type(value)] for key, value in written.items()} == described
-    assert list(described) == [field.name for field in fields(Description)]
+    more = {key: kind for key, kind, _ in table("key of format 4")}
+    assert [*described, *more] == [field.name for field in fields(Description)]
+
+
+def test_the_keys_of_an_encrypted_one(tmp_path):
+    with quiet(tmp_path, key="the key"):
+        written = json.loads((tmp_path / "storage.json").read_text())
+    plain, more = ([key for key, *_ in table(heading)] for heading in ("key", "key of format 4"))
+    assert list(written) == [*plain, *more]
+    salt, _, digest = written["key_check"].partition(":")
+    message = b"berkeleydb_storage key check" + bytes.fromhex(salt)
+    assert hmac.new(b"the key", message, "sha256").hexdigest() == digest
+    assert f"format {ENCRYPTED_VERSION}, and has two keys more" in TEXT
+    assert written["format"] == ENCRYPTED_VERSION == 4
 
 
 UNUSUAL = {"storage.json.new", "log.0000000001", "keep.json", "keep.json.new"}
