@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from berkeleydb_storage import failpoints
-from berkeleydb_storage.backup.catalog import DIGITS, Base, Piece, Run, moment_name
+from berkeleydb_storage.backup.catalog import DIGITS, Base, Run, moment_name
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.source import Moment, Source
 from berkeleydb_storage.backup.stores import is_url
 from berkeleydb_storage.directory import DESCRIPTION
 from berkeleydb_storage.environment import LOG_FILE_SIZE, TABLES
 from berkeleydb_storage.errors import BackupError, DamagedError, LogGone
-from berkeleydb_storage.files import TABLE_SUFFIX, Position
+from berkeleydb_storage.files import TABLE_SUFFIX, Position, log_name
 
 logger = logging.getLogger(__name__)
 
@@ -189,16 +189,26 @@ def is_mine(source: Source, base: Base, position: Position) -> bool:
         return position == reached
     unheld = [piece for piece in base.chain() if piece.end > position]
     try:
-        return all(piece.start >= position and _digest(source, piece) == piece.digest for piece in unheld)
+        return (position >= base.noted.end or _ends_as(source, base)) and all(
+            piece.start >= position and _digest(source, piece.start, piece.end)[:DIGITS] == piece.digest
+            for piece in unheld
+        )
     except (LogGone, DamagedError):
         return False
 
 
-def _digest(source: Source, piece: Piece) -> str:
+def _ends_as(source: Source, base: Base) -> bool:
+    """Compare the last log file in a base: that of a copy of the storage, which has its identity, is another one."""
+    end = base.noted.end
+    noted = base.noted.files.get(log_name(end.log))
+    return noted is not None and _digest(source, Position(end.log, 0), end) == noted["sha256"]
+
+
+def _digest(source: Source, start: Position, end: Position) -> str:
     hashed = hashlib.sha256()
-    for chunk in source.log(piece.start, piece.end):
+    for chunk in source.log(start, end):
         hashed.update(chunk.data)
-    return hashed.hexdigest()[:DIGITS]
+    return hashed.hexdigest()
 
 
 def is_outgrown(base: Base, moment: Moment) -> bool:
