@@ -9,7 +9,7 @@ JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench wheel clean set-up set-up-dev
+.PHONY: help demo test test-slow test-azurite check bench wheel clean set-up set-up-dev
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/    make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -22,6 +22,11 @@ test: set-up-dev ## set up, then run the tests, but for the slow ones
 
 test-slow: set-up-dev ## run the slow tests
 	@$(RUN) -m pytest -m slow $(ARGS)
+
+test-azurite: set-up-dev ## install Azurite into .cache, which takes npm, and test archives on it
+	@test -x .cache/azurite/node_modules/.bin/azurite-blob || npm install --silent --no-fund --prefix .cache/azurite azurite
+	@$(RUN) -m pip install --quiet adlfs
+	@$(RUN) -m pytest tests/test_azurite.py $(ARGS)
 
 check: set-up-dev ## run the linter, the formatter and the type checker; they change nothing
 	@$(RUN) -m ruff check

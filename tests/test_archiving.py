@@ -151,15 +151,15 @@ def test_log_files_are_held_until_they_are_there(storage, monkeypatch):
     archiver = started(storage, "flaky://host/a")
     settle(archiver)
     FAULTS.down = True
-    for number in range(4):
-        put(storage, number, 8 << 20)
+    for number in range(3):
+        put(storage, number, 6 << 20)
         archiver.turn()
         storage.checkpoint()
     figures = archiver.figures()
     assert figures.failing
     assert figures.behind_seconds > 0
     (held,) = storage.statistics().holds
-    assert held.bytes > 16 << 20
+    assert held.bytes > 10 << 20
     FAULTS.down = False
     settle(archiver)
     storage.checkpoint()
@@ -176,8 +176,8 @@ def test_more_than_the_queue_is_a_gap(storage, tmp_path, caplog):
     settle(archiver)
     FAULTS.down = True
     archiver.turn()
-    for number in range(1, 6):
-        put(storage, number, 8 << 20)
+    for number in range(1, 4):
+        put(storage, number, 6 << 20)
         storage.checkpoint()
         archiver.turn()
     assert storage.statistics().holds == ()
@@ -185,7 +185,7 @@ def test_more_than_the_queue_is_a_gap(storage, tmp_path, caplog):
     settle(archiver)
     assert archiver.figures().bases == 2
     assert "Everything is copied again" in caplog.text or "has a gap" in caplog.text
-    assert restored("flaky://host/a", tmp_path / "back")[1] == 5
+    assert restored("flaky://host/a", tmp_path / "back")[1] == 3
     assert restored("flaky://host/a", tmp_path / "back2", to_commit=first) == (first, 0)
 
 
