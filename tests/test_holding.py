@@ -37,6 +37,7 @@ from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.errors import DamagedError, LogGone
 from berkeleydb_storage.files import Position, log_name, log_numbers, oldest_without_gap
 from berkeleydb_storage.holding import KEEP, LONGEST_NAME
+from berkeleydb_storage.salvage import Salvage
 
 LOG = 1 << 18
 """Bytes of a log file."""
@@ -702,3 +703,25 @@ def test_forgetting_on_a_disk_without_a_byte(full, caplog):
     assert "keep.json is not up to date, which is tried again" in caplog.text
     full.disk.clear()
     full.storage.checkpoint()
+
+
+def test_salvaging_needs_no_kept_file(path, storage, copies):
+    """Damage in one of them loses nothing of what came later."""
+    holds(storage).hold("a", end(storage), PLENTY)
+    write(storage)
+    storage.checkpoint()
+    newest = os.urandom(LOG)
+    commit(storage, record(1, data=newest))
+    write(storage)
+    commit(storage, record(1, data=newest))
+    copy = crashed(storage, path, copies)
+    damaged = copy / log_name(log_numbers(copy)[1])
+    assert log_numbers(copy)[1] < noted(copy)["first_log"]
+    contents = bytearray(damaged.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    damaged.write_bytes(contents)
+    (copies / "new").mkdir()
+    with Salvage(copy) as salvage, quiet(copies / "new") as opened:
+        opened.migrate(salvage.records())
+        assert opened.load(oid(1)) == record(1, data=newest)
+    assert not salvage.report.missing

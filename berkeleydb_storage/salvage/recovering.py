@@ -46,10 +46,13 @@ def prepare(path: Path, scratch: Path, description: Description | None, key: str
     if not present:
         return Prepared(path, False, "there is none, and the storage was not closed")
     whole = not (path / f"{OBJECTS}.db").exists()
-    if whole and present[0] != 1:
-        return Prepared(path, False, f"begins with file {present[0]}: it does not make up for the missing table")
+    oldest = files.oldest_without_gap(path)
+    if whole and oldest != 1:
+        return Prepared(path, False, f"begins with file {oldest}: it does not make up for the missing table")
+    if not whole and description is not None and description.first_log in present:
+        oldest = max(oldest, description.first_log)  # those before may be kept for others, and damaged
     _copy(path, scratch)
-    cut = _cut_logs(scratch, key) or _end_too_early(scratch, description)
+    cut = _cut_logs(scratch, key, oldest) or _end_too_early(scratch, description)
     blanks = sum(_blank(scratch, name, key) for name in NEEDED)
     try:
         run_recovery(scratch, CACHE, whole_log=whole, key=key)
@@ -69,9 +72,8 @@ def _copy(path: Path, scratch: Path) -> None:
             shutil.copyfile(path / name, scratch / name)
 
 
-def _cut_logs(path: Path, key: str | None) -> str | None:
-    """Cut the log where its newest part that has no gap is damaged; return where, None where it is whole."""
-    oldest = files.oldest_without_gap(path)
+def _cut_logs(path: Path, key: str | None, oldest: int) -> str | None:
+    """Cut the log, of which file `oldest` and those after it are needed, where it is damaged; return where, or None."""
     numbers = [number for number in files.log_numbers(path) if number >= oldest]
     for number in files.log_numbers(path):
         if number < oldest:
