@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 
 from crash_model import Writer, set_up
@@ -142,9 +143,9 @@ def back_up(report, path, options, target, keep):
         for index, key in enumerate(hubs):
             writer = Writer(storage.session(), index, key, report)
             threading.Thread(target=go_on, args=(writer, None), daemon=True).start()
-        while True:
-            made = storage._running.backups.make(target, keep=keep)
-            report(f"made {made.path.name}")
+        for number in count():
+            made = storage.backup(target, keep=keep, full=number % 3 == 0)
+            report(f"made {made.name}")
 
 
 def back_up_and_tell(report, path, target):

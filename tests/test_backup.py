@@ -1,22 +1,23 @@
 """Backups while commits go on, killed, refused and by a policy; each is compared with what was acknowledged."""
 
 import errno
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from backed import contents, pieces, restored, verify
 from concurrency import PATIENCE, run_threads
 from conftest import let_others_in
 from crash_child import policies
 from crash_model import History, Writer, set_up
 from crash_parent import KILLED, SETTINGS, Children
-from graphs import commit, hand_out, oid, record
+from graphs import commit, copied, hand_out, oid, record
 from test_cli import run
 from test_disk_full import Disk, mounted
 
@@ -27,19 +28,23 @@ from berkeleydb_storage import (
     CheckpointNever,
     CheckpointThread,
     CommitRefused,
+    DamagedError,
     Every,
     GarbageManual,
     GarbageThread,
+    Keep,
     OptionError,
     ReadOnlyError,
     StorageClosed,
     environment,
     failpoints,
     list_backups,
+    verify_backups,
 )
-from berkeleydb_storage.backup import copying
-from berkeleydb_storage.check import check_pages
-from berkeleydb_storage.directory import DESCRIPTION, MANIFEST
+from berkeleydb_storage.backup import making, source
+from berkeleydb_storage.backup.catalog import MANIFEST
+from berkeleydb_storage.backup.repository import Repository
+from berkeleydb_storage.backup.stores import open_store
 from berkeleydb_storage.files import PAGE_SIZE, log_numbers
 
 TIMES, SLOW_TIMES = 20, 100
@@ -65,6 +70,7 @@ def small_logs(monkeypatch):
     """So that log files come and go during each backup."""
     monkeypatch.setattr(environment, "LOG_FILE_SIZE", SETTINGS["environment.LOG_FILE_SIZE"])
     monkeypatch.setattr(environment, "LOG_BUFFER", SETTINGS["environment.LOG_BUFFER"])
+    monkeypatch.setattr(making, "LOG_FILE_SIZE", SETTINGS["environment.LOG_FILE_SIZE"])
 
 
 @pytest.fixture
@@ -166,27 +172,7 @@ class Load:
         for number, line in enumerate(self.lines[:tried]):
             if number < acknowledged or not line.startswith("ack"):
                 history.report(line)
-        verify(backup.path, history)
-
-
-def verify(path, history=None):
-    """Fail if anything is wrong in a backup; it is not changed by that."""
-    with BerkeleyDBStorage(path, read_only=True) as copy:
-        assert not copy._running.opened.recovered
-        if history is not None:
-            history.verify(copy)
-        report = copy.check()
-        assert not report.faults, report.faults
-    assert not check_pages(path)
-    verify_manifest(path)
-
-
-def verify_manifest(path):
-    values = json.loads((path / MANIFEST).read_text())
-    assert values["files"].keys() == {name.name for name in path.iterdir()} - {"lock", MANIFEST}
-    for name, entry in values["files"].items():
-        contents = (path / name).read_bytes()
-        assert entry == {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
+        verify(restored(backup.where, to_commit=backup.tid), history)
 
 
 def backups_under_load(storage, target, times, *, paced):
@@ -247,20 +233,118 @@ def test_while_it_is_packed_and_compacted(open_storage, target):
         load.verify(*numbers)
 
 
-def test_what_is_told_of_a_backup(filled, target):
+def test_what_is_told_of_a_backup(filled, target, directory):
     before = time.time()
     made = filled.backup(target)
     assert made.objects == 10
     assert made.tid == filled.statistics().transactions
     assert before <= made.time <= time.time()
     assert 0 < made.seconds <= time.time() - before + 0.001
-    assert made.path.parent == target
-    assert (
-        made.bytes == sum(path.stat().st_size for path in made.path.iterdir()) - (made.path / MANIFEST).stat().st_size
-    )
+    assert (made.where, made.kind, made.storage) == (str(target), "full", str(directory))
+    assert made.identity == filled._engine.identity.hex()
+    assert made.name.endswith(f"Z-{made.tid:012d}")
+    (folder,) = (target / made.identity).iterdir()
+    assert made.bytes == sum(path.stat().st_size for path in folder.iterdir()) - (folder / MANIFEST).stat().st_size
     assert list_backups(str(target)) == [made]
-    verify(made.path)
-    assert sorted(os.listdir(target)) == [".lock", made.path.name]
+    verify(restored(target))
+    assert sorted(os.listdir(target)) == [".making", made.identity]
+
+
+def test_the_second_one_has_what_is_new(filled, target):
+    first = filled.backup(target)
+    commit(filled, record(1, data=b"1" * 1000))
+    second = filled.backup(target)
+    assert (second.kind, second.tid) == ("incremental", first.tid + 1)
+    assert 1000 < second.bytes < 20_000 < first.bytes
+    third = filled.backup(target)
+    assert (third.kind, third.tid, third.bytes) == ("incremental", second.tid, 0), "nothing was new"
+    assert list_backups(target) == [first, second, third]
+    assert len(pieces(target)) == 1
+    for backup in (first, second):
+        verify(path := restored(target, to_commit=backup.tid))
+        assert contents(path)[oid(1)] == record(1, data=b"x" * 500 if backup is first else b"1" * 1000)
+
+
+def test_all_again_where_that_is_asked_for(filled, target):
+    """The log up to there goes to the chain before: each commit in between can be restored."""
+    tids = [filled.backup(target).tid]
+    for number in range(3):
+        commit(filled, record(1, data=b"%d" % number))
+        tids.append(filled.statistics().transactions)
+    made = filled.backup(target, full=True)
+    assert (made.kind, made.tid) == ("full", tids[-1])
+    for number, tid in enumerate(tids[1:]):
+        assert contents(restored(target, to_commit=tid))[oid(1)] == record(1, data=b"%d" % number)
+    commit(filled, record(1, data=b"more"))
+    assert filled.backup(target).kind == "incremental"
+
+
+@pytest.mark.parametrize("outgrown", ["size", "age"])
+def test_all_again_where_the_chain_is_outgrown(filled, target, monkeypatch, outgrown):
+    if outgrown == "size":
+        monkeypatch.setattr(making, "limit", lambda base: 100_000)
+    filled.backup(target)
+    commit(filled, *(record(key, data=os.urandom(20_000)) for key in range(1, 10)))
+    if outgrown == "age":
+        monkeypatch.setattr(making, "FRESH", 1e-6)
+    assert filled.backup(target).kind == "full"
+    monkeypatch.undo()
+    assert filled.backup(target).kind == "incremental"
+
+
+def test_all_again_where_the_log_is_gone(filled, target, directory):
+    """Because nothing is held any more, or what was is gone."""
+    filled.backup(target)
+    holds = filled._running.holds
+    holds.release(f"backup to {target}")
+    commit(filled, record(1, data=b"1"))
+    assert filled.backup(target).kind == "full"
+    commit(filled, record(1, data=b"2"))
+    held = holds.held
+    holder = f"backup to {target}"
+    filled._running.source.held = lambda name: held(name)._replace(offset=0) if name == holder else held(name)
+    filled._running.holds.release(holder)
+    filled.checkpoint()
+    filled._running.source.held = held
+    assert filled.backup(target).kind == "full"
+    verify(restored(target))
+
+
+def test_log_files_stay_until_they_are_backed_up(filled, target, directory):
+    def work():
+        for _ in range(3):
+            commit(filled, *(record(key, data=os.urandom(30_000)) for key in range(1, 10)))
+            filled.checkpoint()
+
+    filled.backup(target)
+    first = log_numbers(directory)[0]
+    work()
+    assert log_numbers(directory)[0] == first < log_numbers(directory)[-1]
+    assert filled.backup(target).kind == "incremental"
+    filled.checkpoint()
+    assert log_numbers(directory)[0] > first
+    assert len({piece.start.log for piece in pieces(target)}) > 2
+    verify(restored(target))
+    assert contents(restored(target)) == dict(filled.gen_oid_record())
+
+
+def test_a_copy_of_the_storage_is_another_one(filled, target, directory, tmp_path, open_storage):
+    """It has the same identity, and holds the log from the same place on: neither continues what the other made."""
+    filled.backup(target)
+    commit(filled, record(1, data=b"common"))
+    filled.close()
+    one, two = open_storage(), open_storage(copied(directory, tmp_path / "copy"))
+    assert one._engine.identity == two._engine.identity
+    kinds = []
+    for number in range(3):
+        for storage, letter in ((one, b"a"), (two, b"b")):
+            for times in range(number + 1):
+                commit(storage, record(1, data=letter * (700 + times)))
+            kinds.append(storage.backup(target, full=number == 1).kind)
+    assert kinds == ["incremental", *["full"] * 5]
+    assert verify_backups(target).sound
+    for storage in (one, two):
+        assert contents(restored(target, of=storage.get_filename())) == dict(storage.gen_oid_record())
 
 
 def test_a_page_that_is_written_between_the_two_reads(filled, target, monkeypatch):
@@ -269,45 +353,38 @@ def test_a_page_that_is_written_between_the_two_reads(filled, target, monkeypatc
 
     def torn(descriptor, size, offset):
         data = pread(descriptor, size, offset)
-        key = os.fstat(descriptor).st_ino, offset
-        reads[key] = reads.get(key, 0) + 1
-        if reads[key] == 1 and size == copying.PART and len(data) > PAGE_SIZE:
-            return data[: PAGE_SIZE // 2] + b"torn" + data[PAGE_SIZE // 2 + 4 :]
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".db":
+            key = os.fstat(descriptor).st_ino, offset
+            reads[key] = reads.get(key, 0) + 1
+            if reads[key] == 1 and size == source.PART and len(data) > PAGE_SIZE:
+                return data[: PAGE_SIZE // 2] + b"torn" + data[PAGE_SIZE // 2 + 4 :]
         return data
 
     monkeypatch.setattr(os, "pread", torn)
-    made = filled.backup(target)
+    filled.backup(target)
     monkeypatch.undo()
     assert max(reads.values()) == 3
-    verify(made.path)
+    verify(restored(target))
 
 
 def test_a_page_that_is_torn_after_all_is_found(filled, target, directory, monkeypatch):
-    """Recovery looks at every page that was written since the checkpoint."""
-    part, journal = copying.Copying._part, directory / "journal.db"
+    part, journal = source.LocalSource._part, directory / "journal.db"
 
-    def torn(self, source, offset):
-        data = part(self, source, offset)
-        if os.path.samestat(os.fstat(source), journal.stat()) and len(data) > PAGE_SIZE:
+    def torn(self, file, offset):
+        data = part(self, file, offset)
+        if os.path.samestat(os.fstat(file), journal.stat()) and len(data) > PAGE_SIZE:
             return data[:-100] + b"torn" + data[-96:]
         return data
 
-    def commit_after_the_checkpoint(name):
-        if name == "backup.begun":
-            commit(filled, record(0, *range(1, 9)))
-
-    failpoints.hook = commit_after_the_checkpoint
-    try:
-        made = filled.backup(target)  # the commit was before the checkpoint
-        verify(made.path)
-        failpoints.hook = lambda name: commit(filled, record(0, 1)) if name == "checkpoint.logs-removed" else None
-        monkeypatch.setattr(copying.Copying, "_part", torn)
-        with pytest.raises(BackupError, match=r"journal\.db is damaged"):
-            filled.backup(target)
-    finally:
-        failpoints.hook = None
-    assert list_backups(target) == [made]
+    filled.backup(target)
+    monkeypatch.setattr(source.LocalSource, "_part", torn)
+    with pytest.raises(DamagedError, match=r"journal\.db is damaged, there is no backup"):
+        filled.backup(target, full=True)
+    monkeypatch.undo()
+    assert len(list_backups(target)) == 1
     commit(filled, record(0, 1, 2))
+    filled.backup(target, full=True)
+    verify(restored(target))
 
 
 def test_logs_that_are_needed_stay_and_then_go(filled, target, directory):
@@ -319,15 +396,15 @@ def test_logs_that_are_needed_stay_and_then_go(filled, target, directory):
             filled.checkpoint()
             kept.append(log_numbers(directory))
 
-    made = filled.backup(target, progress)
+    filled.backup(target, progress)
     assert {numbers[0] for numbers in kept} == {kept[0][0]}
     assert kept[-1][-1] > kept[0][0]
-    verify(made.path)
+    verify(restored(target))
     filled.checkpoint()
     assert log_numbers(directory)[0] > kept[0][0]
 
 
-@pytest.mark.parametrize("point", POINTS[:5])
+@pytest.mark.parametrize("point", ["backup.begun", "backup.tables", "backup.copied", "store.written"])
 def test_after_a_failed_backup_checkpoints_go_on(filled, target, directory, point):
     class Failure(Exception):
         pass
@@ -342,46 +419,69 @@ def test_after_a_failed_backup_checkpoints_go_on(filled, target, directory, poin
             filled.backup(target)
     finally:
         failpoints.hook = None
-    assert os.listdir(target) == [".lock"]
+    assert list_backups(target) == []
+    assert list(target.glob(".making/*")) == []
     first = log_numbers(directory)[0]
+    filled.backup(target)
     for _ in range(3):
         commit(filled, *(record(key, data=os.urandom(50_000)) for key in range(1, 10)))
+        filled.backup(target)
         filled.checkpoint()
     assert log_numbers(directory)[0] > first
-    verify(filled.backup(target).path)
+    verify(restored(target))
 
 
 def test_what_the_progress_raises_ends_it(filled, target):
-    activities = []
-
     def stop(activity, size):
-        activities.append(activity)
-        if activity == "verifying":
+        assert activity == "copying"
+        if size > 100_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         filled.backup(target, stop)
-    assert list(dict.fromkeys(activities)) == ["copying", "recovering", "verifying"]
-    assert os.listdir(target) == [".lock"]
+    assert list_backups(target) == []
+    assert filled.backup(target).kind == "full"
+
+
+def test_what_the_progress_raises_ends_an_incremental_one(filled, target):
+    """What was added is gone on with."""
+
+    def stop(activity, size):
+        assert activity == "copying the log"
+        raise KeyboardInterrupt
+
+    filled.backup(target)
+    commit(filled, record(1, data=b"1"))
+    with pytest.raises(KeyboardInterrupt):
+        filled.backup(target, stop)
+    assert len(list_backups(target)) == 1
+    commit(filled, record(1, data=b"2"))
+    assert filled.backup(target).kind == "incremental"
+    assert contents(restored(target)) == dict(filled.gen_oid_record())
 
 
 def test_two_at_once(filled, open_storage, tmp_path, target):
-    """Of one storage, and to one target."""
+    """Of one storage they are refused; two storages share a place."""
     (tmp_path / "other").mkdir()
     other = open_storage(tmp_path / "other")
-    complaints = []
+    hand_out(other, 2)
+    commit(other, record(0, 1), record(1))
+    complaints, made = [], []
 
     def again(activity, size):
-        for storage in (filled, other):
-            with pytest.raises(BackupError) as caught:
-                storage.backup(target)
-            complaints.append(str(caught.value))
+        with pytest.raises(BackupError) as caught:
+            filled.backup(target)
+        complaints.append(str(caught.value))
+        if not made:
+            made.append(other.backup(target))
 
-    filled.backup(target, again)
+    made.append(filled.backup(target, again))
     assert all(("is being made" in text) and ("wait until it is done" in text) for text in complaints)
-    assert len(set(complaints)) == 2
-    assert len(list_backups(target)) == 1
-    other.backup(target)
+    assert sorted(list_backups(target), key=lambda backup: backup.objects) == made
+    with pytest.raises(BackupError, match="say which, by --of"):
+        restored(target)
+    assert len(contents(restored(target, of=str(tmp_path / "other")))) == 2
+    assert len(contents(restored(target, of=filled._engine.identity.hex()))) == 10
 
 
 @pytest.mark.parametrize("where", ["", "inside", "inside/deep"])
@@ -422,7 +522,7 @@ def test_a_target_that_is_not_writable(directory, target, tmp_path):
     assert children.run("back_up_and_tell", directory, user=USER, target=str(target)) == 0
     (line,) = children.reported()
     children.close()
-    assert "is not writable for this process" in line
+    assert "is not writable, or not readable, for this process" in line
 
 
 def test_a_target_that_vanishes(filled, target):
@@ -434,20 +534,22 @@ def test_a_target_that_vanishes(filled, target):
     assert not target.exists()
     commit(filled, record(0, 1))
     target.mkdir()
-    verify(filled.backup(target).path)
+    filled.backup(target)
+    verify(restored(target))
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 40_000, 100_000])
 def test_a_full_target(filled, disk, leave):
     commit(filled, *(record(key, data=os.urandom(20_000)) for key in range(1, 10)))
     disk.fill(leave)
-    with pytest.raises(BackupError, match="no room for a backup"):
+    with pytest.raises(BackupError, match="no room on the disk"):
         filled.backup(disk.path)
     assert list_backups(disk.path) == []
     assert disk.free >= leave - 4096
     commit(filled, record(0, 1))
     disk.clear()
-    verify(filled.backup(disk.path).path)
+    filled.backup(disk.path)
+    verify(restored(disk.path))
 
 
 def test_read_only_closed_and_busy(filled, open_storage, directory, target):
@@ -461,7 +563,7 @@ def test_read_only_closed_and_busy(filled, open_storage, directory, target):
     filled.close()
     with pytest.raises(StorageClosed):
         filled.backup(target)
-    with pytest.raises(ReadOnlyError, match="copy its directory"):
+    with pytest.raises(ReadOnlyError, match="open it for writing to back it up"):
         open_storage(read_only=True).backup(target)
     assert not list_backups(target)
 
@@ -488,96 +590,107 @@ def test_closed_meanwhile(filled, target):
         filled.close()
 
     run_threads(copy, close)
-    assert os.listdir(target) == [".lock"]
+    assert list_backups(target) == []
+    assert list(target.glob(".making/*")) == []
 
 
 def test_closed_by_its_own_progress(filled, target):
     with pytest.raises(StorageClosed):
         filled.backup(target, lambda activity, size: filled.close())
-    assert os.listdir(target) == [".lock"]
+    assert list_backups(target) == []
+    assert list(target.glob(".making/*")) == []
 
 
-def test_restored_it_has_an_identity_of_its_own(filled, target, tmp_path, open_storage):
+def test_restored_it_has_an_identity_of_its_own(filled, target, open_storage):
     identity, tid = filled._engine.identity, filled.statistics().transactions
-    made = filled.backup(target)
-    with BerkeleyDBStorage(made.path, read_only=True) as copy:
-        assert copy._engine.identity == identity
-    assert list_backups(target) == [made]
+    filled.backup(target)
     seen = {identity}
-    for name in ("one", "two"):
-        shutil.copytree(made.path, tmp_path / name)
-        storage = open_storage(tmp_path / name)
+    for _ in range(2):
+        path = restored(target)
+        storage = open_storage(path)
         assert storage.statistics().transactions == tid
         assert storage.load(oid(3)) == filled.load(oid(3))
         seen.add(storage._engine.identity)
         storage.close()
-        again = open_storage(tmp_path / name)
+        again = open_storage(path)
         seen.add(again._engine.identity)
-        assert not any(path.startswith(MANIFEST) for path in os.listdir(tmp_path / name))
     assert len(seen) == 3
 
 
-def test_killed_while_a_backup_becomes_a_storage(filled, target, tmp_path):
-    """It is no backup any more, and gets its identity at the next open."""
-    identity, made = filled._engine.identity, filled.backup(target)
-    children = Children(tmp_path)
-    assert children.run("open_and_close", made.path, fuse=("open.marked", 1), options={}) == KILLED
-    children.close()
-    assert list_backups(target) == []
-    with BerkeleyDBStorage(made.path) as storage:
-        assert storage._engine.identity != identity
-        assert not storage.check().faults
+def test_a_restored_storage_in_the_place_of_the_old_one(filled, target, directory, open_storage):
+    """With its path, it is that which was backed up last; the old ones are there, by the identity."""
+    identity = filled._engine.identity.hex()
+    first = filled.backup(target)
+    filled.close()
+    shutil.rmtree(directory)
+    restored(target, directory)
+    storage = open_storage()
+    commit(storage, record(1, data=b"after"))
+    second = storage.backup(target)
+    assert (second.kind, second.storage) == ("full", first.storage)
+    assert contents(restored(target))[oid(1)] == record(1, data=b"after")
+    assert contents(restored(target, of=str(directory)))[oid(1)] == record(1, data=b"after")
+    assert contents(restored(target, of=identity))[oid(1)] == record(1, data=b"x" * 500)
 
 
 @pytest.mark.parametrize("mode", ["durable", "buffered"])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [*POINTS, "store.written", "store.named"])
 def test_killed(tmp_path, directory, target, point, mode):
-    children, lines = Children(tmp_path), []
+    """What was told of can be restored, what is there is sound, and the next one goes on."""
+    children, lines, told = Children(tmp_path), [], []
     for times in (1, 2) if mode == "durable" else (2,):
-        arguments = {"options": MODES[mode], "target": str(target), "keep": 1}
+        arguments = {"options": MODES[mode], "target": str(target), "keep": 2}
         assert children.run("back_up", directory, fuse=(point, times), **arguments) == KILLED
-        lines += children.reported()
-        leftovers = [name for name in os.listdir(target) if name.startswith((".making", ".removing"))]
-        assert bool(leftovers) == (point != "backup.renamed")
+        reported = children.reported()
+        told = [line.partition(" ")[2] for line in reported if line.startswith("made")] or told
+        lines += [line for line in reported if not line.startswith("made")]
         history = History(losing=mode == "buffered")
         for line in lines:
-            if not line.startswith("made"):
-                history.report(line)
+            history.report(line)
         with BerkeleyDBStorage(directory, **MODES[mode]) as storage:
             history.verify(storage)
-            made = {line.partition(" ")[2] for line in lines if line.startswith("made")}
-            there = [backup.path.name for backup in list_backups(target)]
-            assert len(there) <= 2
-            assert not made or max(made) <= max(there), "what was told of is there, or a newer one"
-            for backup in list_backups(target):
-                verify(backup.path)
-            storage.backup(target)
-            assert not [name for name in os.listdir(target) if name.startswith((".making", ".removing"))]
+            there = list_backups(target)
+            assert not told or max(told) <= max(backup.name for backup in there)
+            for backup in there[-2:]:
+                verify(restored(target, to_commit=backup.tid))
+            made = storage.backup(target, keep=2)
+            assert made.kind == "incremental" or point not in ("backup.piece", "backup.added", "backup.removing")
+            assert list(target.glob(".making/*")) == []
+            assert contents(restored(target)) == dict(storage.gen_oid_record())
             assert not storage.check().faults
-        lines = [line for line in lines if not line.startswith("made")] + [
-            f"made {backup.path.name}" for backup in list_backups(target)[-1:]
-        ]
+        assert verify_backups(target).sound
+        told = [made.name]
     children.close()
 
 
-def test_what_is_no_backup(filled, target, caplog):
-    first, second = filled.backup(target), filled.backup(target)
-    (target / "20261121T000000.000000Z-000000000001").mkdir()
+def test_what_is_no_backup(filled, target):
+    made = filled.backup(target)
+    (folder,) = (target / made.identity).iterdir()
+    (target / made.identity / "20261121T000000.000000Z-000000000001").mkdir()
+    (target / made.identity / "20261121T000000.000000Z-000000000001" / "objects.db").touch()
     (target / "something else").mkdir()
-    with (first.path / "objects.db").open("ab") as file:
-        file.write(b"x")
-    assert list_backups(target) == [second]
-    assert (
-        sorted(record.message.partition(" is not counted")[0] for record in caplog.records)
-        == [
-            str(target / "20261121T000000.000000Z-000000000001"),
-            str(first.path),
-        ]
-        or len(caplog.records) == 2
-    )
-    for damage in ("", "{}", "[]", '{"format": 1}', '{"format": "x"}', '{"format": 2}'):
-        (second.path / MANIFEST).write_text(damage)
+    (target / "a file").touch()
+    assert list_backups(target) == [made]
+    for damage in ("", "{}", "[]", '{"format": 1}', '{"format": "x"}'):
+        (folder / MANIFEST).write_text(damage)
         assert list_backups(target) == []
+    assert filled.backup(target).kind == "full"
+
+
+def test_a_clock_that_was_set_back(filled, target, monkeypatch):
+    """By a day, while the storage was closed: the newest base is the newest all the same."""
+    first = filled.backup(target)
+    (folder,) = (target / first.identity).iterdir()
+    later = "20991121T000000.000000Z" + first.name[-13:]
+    values = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(values | {"time": 4098902400_000000}))
+    folder.rename(folder.parent / later)
+    assert filled.backup(target).kind == "incremental"
+    commit(filled, record(1, data=b"1"))
+    assert filled.backup(target, full=True).kind == "full"
+    commit(filled, record(1, data=b"2"))
+    assert filled.backup(target).kind == "incremental"
+    assert contents(restored(target)) == dict(filled.gen_oid_record())
 
 
 def turn(storage, seconds):
@@ -591,12 +704,14 @@ def turn(storage, seconds):
 def with_policy(open_storage, target, *, seconds=1e6, keep=3):
     """A storage whose policy is never due by itself."""
     storage = open_storage(
-        backup=Every(seconds=seconds, to=target, keep=keep),
+        backup=Every(seconds=1e6, to=target, keep=keep),
         garbage_collection=GarbageManual(),
         checkpoint=CheckpointInline(),
     )
     for worker in storage._running._workers:
         worker.stop()
+    backups = storage._running.backups
+    backups.policy = replace(backups.policy, seconds=seconds)
     return storage
 
 
@@ -628,28 +743,29 @@ def test_every_prunes(open_storage, target, tmp_path):
     others = open_storage(tmp_path / "other").backup(target)
     storage = with_policy(open_storage, target, seconds=1e-6, keep=2)
     hand_out(storage, 10)
-    names = []
+    made = []
     for number in range(5):
         commit(storage, record(0, data=b"%d" % number))
         turn(storage, 1e9)
-        names.append(list_backups(target)[-1].path)
-    assert len(set(names)) == 5
-    assert [backup.path for backup in list_backups(target)] == [others.path, *names[-2:]]
-    for path in names[-2:]:
-        verify(path)
+        made.append(list_backups(target)[-1])
+    assert len({backup.name for backup in made}) == 5
+    there = [backup for backup in list_backups(target) if backup.storage == made[0].storage]
+    assert there == [made[0], *made[-2:]], "the first is what the others go on from"
+    assert [backup for backup in list_backups(target) if backup not in there] == [others]
+    for backup in there[-2:]:
+        verify(restored(target, to_commit=backup.tid, of=backup.identity))
 
 
 def test_every_keeps_the_last_good_one(open_storage, target):
-    storage = with_policy(open_storage, target, keep=1)
+    storage = with_policy(open_storage, target, seconds=1e-6, keep=1)
     hand_out(storage, 10)
     commit(storage, record(0))
     turn(storage, 1e9)
     (good,) = list_backups(target)
     commit(storage, record(0, data=b"2"))
-    good = grown_old(good)
 
     def fail(name):
-        if name == "backup.noted":
+        if name == "store.written":
             raise OSError(errno.ENOSPC, "No space left on device")
 
     failpoints.hook = fail
@@ -658,19 +774,48 @@ def test_every_keeps_the_last_good_one(open_storage, target):
             turn(storage, 1e9)
     finally:
         failpoints.hook = None
-    turn(storage, 0)
-    assert list_backups(target) == [good], "it is not tried again at once"
+    assert list_backups(target) == [good]
     turn(storage, 1e9)
-    (newer,) = list_backups(target)
-    assert newer.tid > good.tid
+    assert list_backups(target)[-1].tid > good.tid
 
 
-def grown_old(backup):
-    """Let a backup have been made long ago."""
-    values = json.loads((backup.path / MANIFEST).read_text())
-    values["time"] -= 10**13
-    (backup.path / MANIFEST).write_text(json.dumps(values))
-    return list_backups(backup.path.parent)[-1]
+def test_every_is_not_tried_again_at_once(open_storage, target, monkeypatch):
+    storage = with_policy(open_storage, target, seconds=1000)
+    hand_out(storage, 10)
+    commit(storage, record(0))
+    turn(storage, 0)
+    commit(storage, record(0, data=b"2"))
+    now = storage._engine.time
+    monkeypatch.setattr(storage._engine, "time", lambda: now() + 2000 * 10**6)
+
+    def fail(name):
+        if name == "backup.piece":
+            raise InterruptedError
+
+    failpoints.hook = fail
+    try:
+        with pytest.raises(InterruptedError):
+            turn(storage, 1e9)
+        turn(storage, 290)
+    finally:
+        failpoints.hook = None
+    turn(storage, 5)
+    assert len(list_backups(target)) == 1
+    turn(storage, 10)
+    assert len(list_backups(target)) == 2
+
+
+def test_every_where_the_clock_was_set_back(open_storage, target, monkeypatch):
+    """Nobody knows how old the newest is: one is made now."""
+    storage = with_policy(open_storage, target, seconds=3600)
+    hand_out(storage, 10)
+    commit(storage, record(0))
+    turn(storage, 0)
+    commit(storage, record(0, data=b"2"))
+    now = storage._engine.time
+    monkeypatch.setattr(storage._engine, "time", lambda: now() - 86400 * 10**6)
+    turn(storage, 1e9)
+    assert len(list_backups(target)) == 2
 
 
 def test_every_in_the_background(open_storage, target, caplog):
@@ -689,7 +834,7 @@ def test_every_in_the_background(open_storage, target, caplog):
     assert [entry.message for entry in caplog.records if "tried again" in entry.message] == [
         next(entry.message for entry in caplog.records if "tried again" in entry.message)
     ]
-    verify(list_backups(target)[-1].path)
+    verify(restored(target))
 
 
 def spin(condition, until):
@@ -716,22 +861,25 @@ def test_the_path_of_a_policy_is_absolute(tmp_path, monkeypatch):
     assert Every(seconds=1, to="backups").to == tmp_path / "backups"
 
 
-def test_who_killed_the_lock(filled, target):
-    """The file stays, the lock does not."""
-    filled.backup(target)
-    with (target / ".lock").open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(BackupError, match="another backup is being made"):
-            filled.backup(target)
-    filled.backup(target)
-
-
-def test_permissions_are_those_of_the_storage(filled, target, directory):
-    directory.chmod(0o750)
-    (directory / "objects.db").chmod(0o640)
+def test_permissions_are_those_of_the_place(filled, target):
+    target.chmod(0o750)
     made = filled.backup(target)
-    assert made.path.stat().st_mode & 0o777 == 0o750
-    assert (made.path / "objects.db").stat().st_mode & 0o777 == 0o640
+    (folder,) = (target / made.identity).iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert (folder / "objects.db").stat().st_mode & 0o777 == 0o640
+
+
+def test_keep(filled, target):
+    for number in range(4):
+        commit(filled, record(1, data=b"%d" % number))
+        filled.backup(target, full=True, keep=2)
+    assert [backup.kind for backup in list_backups(target)] == ["full", "full"]
+    filled.backup(target, full=True, keep=Keep(last=1))
+    assert len(list_backups(target)) == 1
+    assert verify_backups(target).sound
+    for wrong in (0, -1, 1.5, "1"):
+        with pytest.raises(OptionError, match="keep"):
+            filled.backup(target, keep=wrong)
 
 
 def test_the_command(filled, directory, tmp_path):
@@ -739,16 +887,49 @@ def test_the_command(filled, directory, tmp_path):
     out, _ = run("backup", directory, tmp_path / "new" / "backups")
     (made,) = list_backups(tmp_path / "new" / "backups")
     assert f"backed up {directory} as of " in out
-    assert f"to {made.path}: 10 objects, {made.bytes:,} bytes" in out
-    values = json.loads(run("backup", directory, tmp_path / "new" / "backups", "--json")[0])
-    assert values.keys() == {"directory", "path", "tid", "objects", "bytes", "seconds", "time"}
-    run("check", made.path)
-    verify(made.path)
-    assert DESCRIPTION in os.listdir(values["path"])
+    assert f"transaction {made.tid}, to {made.where}: full, {made.bytes:,} bytes" in out
+    values = json.loads(run("backup", directory, tmp_path / "new" / "backups", "--json", "--keep-last", "5")[0])
+    assert values.keys() == {"directory", "removed", *vars(made)}
+    assert (values["kind"], values["removed"]) == ("incremental", 0)
+    out, _ = run("backups", tmp_path / "new" / "backups")
+    assert [line.split()[3] for line in out.splitlines()] == ["kind", "full", "incremental"] or out.count("\n") == 3
+    values = json.loads(run("backups", tmp_path / "new" / "backups", "--json")[0])
+    assert [backup["kind"] for backup in values["backups"]] == ["full", "incremental"]
+    verify(restored(made.where))
 
 
 def test_the_command_on_a_storage_in_use(filled, directory, target):
-    _, err = run("backup", directory, target, code=2)
-    assert f"is in use by process {os.getpid()}" in err
-    assert "backup=Every(seconds, to, keep)" in err
-    assert os.listdir(target) == []
+    """Who has it open is asked."""
+    run("backup", directory, target)
+    commit(filled, record(1, data=b"1"))
+    out, _ = run("backup", directory, target)
+    assert "incremental" in out
+    assert filled.backup(target).kind == "incremental"
+    assert contents(restored(target)) == dict(filled.gen_oid_record())
+
+
+def test_the_command_removes_what_is_needless(filled, target):
+    for _ in range(3):
+        filled.backup(target, full=True)
+    out, _ = run("backups", target, "--keep-last", "1", "--json")
+    assert json.loads(out)["removed"] > 10
+    assert len(list_backups(target)) == 1
+    _, err = run("backups", target, "--of", "x", code=2)
+    assert "give one of those" in err
+
+
+def test_the_repository_is_listed_while_it_is_pruned(filled, target, monkeypatch):
+    """A base that is removed between the listing and the reading is not there; one that cannot be read is an error."""
+    filled.backup(target)
+    made = filled.backup(target, full=True)
+    store = open_store(target)
+    read, repository = store.read, Repository(store)
+
+    def remove(name):
+        if name.endswith(MANIFEST) and made.identity in name:
+            (target / name).unlink()
+            store.read = read
+        return read(name)
+
+    store.read = remove
+    assert len(repository.bases()) == 1

@@ -204,7 +204,11 @@ def test_killed_while_it_compacts_at_random_moments(tmp_path, children, type, ho
 def test_every_crash_point_is_visited():
     """Here, or in `test_collecting_crashes`, `test_backup` and `test_holding`."""
     visited = {*WORKING, *COLLECTING, "open.marked", "recover.begin", "recover.done", "undo.begun"}
-    visited |= {name for name in failpoints.NAMES if name.startswith(("compact.", "backup.", "hold.", "rekey.", "store.", "archive."))}
+    visited |= {
+        name
+        for name in failpoints.NAMES
+        if name.startswith(("compact.", "backup.", "hold.", "rekey.", "store.", "archive.", "restore."))
+    }
     assert visited | {name for name in failpoints.NAMES if name.startswith("migrate.")} == set(failpoints.NAMES)
 
 
