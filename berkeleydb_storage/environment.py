@@ -182,6 +182,11 @@ def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
         return BerkeleyDBStorageError(f"a file in {path} may not be accessed: mend its permissions ({text})")
     if isinstance(error, db.DBPageNotFoundError):
         return DamagedError(f"a table in {path} is cut off, a page is missing: restore from a backup ({text})")
+    if not path.exists():
+        return DamagedError(
+            f"{path} is not there any more, it was removed, moved or unmounted: put it back, then close the storage "
+            f"and open it again; what was acknowledged is there as far as the files are ({text})"
+        )
     named = next((name + TABLE_SUFFIX for name in TABLES if f"{name}{TABLE_SUFFIX}:" in text), None)
     if named or isinstance(error, db.DBRunRecoveryError):
         return DamagedError(

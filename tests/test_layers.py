@@ -17,12 +17,12 @@ keys
 files options format room window garbage.policy
 records directory environment missing salvage.pages
 salvage.ciphers salvage.making salvage.recovering salvage.tables
-commits holding rekeying backup.catalog backup.stores.store backup.stores.patience
+commits holding rekeying backup.catalog backup.soundness backup.stores.store backup.stores.patience
 backup.stores.local backup.stores.remote
 backup.stores
 backup.retention
 backup.policy backup.archive backup.claim
-identity
+identity vectors
 refcounts doomed watch journal checkpoint recovery tally upgrade
 gate clock salvage
 exclusion listeners

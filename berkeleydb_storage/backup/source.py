@@ -14,7 +14,7 @@ Invariants:
 2. No page is copied while it is written. Pages are written by a checkpoint, or by who holds the engine's mutex. So
    reading and checkpoints take turns; and each part is read twice, with the mutex held once in between: what was the
    same both times was written by nobody then. A page that was not is read again with the mutex held.
-3. A page whose checksum is wrong is not copied in silence.
+3. A page whose checksum is wrong, or that is another's, is not copied: it ends the backup.
 
 The mutex is held for microseconds at a time.
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from berkeleydb_storage import failpoints, files
+from berkeleydb_storage.backup.soundness import damaged_pages
 from berkeleydb_storage.checkpoint import Checkpointer
 from berkeleydb_storage.directory import DESCRIPTION, Directory
 from berkeleydb_storage.engine import Engine
@@ -37,11 +39,15 @@ from berkeleydb_storage.environment import LIBRARY_ERRORS, TABLES, explain
 from berkeleydb_storage.errors import BackupError, DamagedError, LogGone, StorageClosed
 from berkeleydb_storage.files import PAGE_SIZE, TABLE_SUFFIX, Position
 from berkeleydb_storage.holding import Holds
+from berkeleydb_storage.keys import mac_key
+from berkeleydb_storage.recovery import RESTORE
 
 PART = 64 * PAGE_SIZE
 """Bytes that are copied at a time."""
 READ_AT_ONCE = 4 << 20
 """Bytes that are read between two checkpoints, at most, and kept in memory: what is slow is the writing."""
+REST, LONGEST_REST = 1.0, 0.02
+"""While others commit, the copying rests for this share of the time that it worked, and so many seconds at most."""
 
 
 class Moment(NamedTuple):
@@ -127,6 +133,7 @@ class LocalSource:
         self._directory = directory
         self._holds = holds
         self._copying = threading.Lock()
+        self._mac = mac_key(engine.environment.key)
         self.hold: Callable[[str, Position, int], None] = holds.hold
         self.release: Callable[[str], None] = holds.release
         self.held: Callable[[str], Position | None] = holds.held
@@ -185,16 +192,25 @@ class LocalSource:
 
     def _table(self, name: str) -> Iterator[Chunk]:
         with _opened(self._directory.path / name) as file:
-            offset = 0
+            offset, rests = 0, _Rests(self._engine)
             while parts := self._parts(file, offset):
                 for part in parts:
                     self._require_running()
+                    self._require_sound(name, offset, part)
                     yield Chunk(name, part)
                     offset += len(part)
+                    rests.after_work()
 
     def _require_running(self) -> None:
         if self._engine.closing:
             raise StorageClosed(f"{self._directory.path} is being closed: there is no backup")
+
+    def _require_sound(self, name: str, offset: int, part: bytes) -> None:
+        for number in damaged_pages(part, offset // PAGE_SIZE, self._mac):
+            raise DamagedError(
+                f"page {number} of {self._directory.path / name} is damaged, there is no backup: look after the disk, "
+                f"and {RESTORE}"
+            )
 
     def _parts(self, file: int, offset: int) -> list[bytes]:
         """Return the next parts of a table, of `READ_AT_ONCE` bytes together; at its end none."""
@@ -245,6 +261,22 @@ class LocalSource:
                         offset += len(part)
             except FileNotFoundError as error:
                 raise LogGone(f"{error.filename} is not there any more: make a backup of everything") from error
+
+
+class _Rests:
+    """Rests between two parts, if anything was committed meanwhile: commits would wait for the disk and for Python."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._seen = engine.journal.tid
+        self._since = time.monotonic()
+
+    def after_work(self) -> None:
+        """Rest, in proportion to the time since the last rest."""
+        seen = self._engine.journal.tid
+        if seen != self._seen:
+            time.sleep(min((time.monotonic() - self._since) * REST, LONGEST_REST))
+        self._seen, self._since = seen, time.monotonic()
 
 
 @contextmanager
