@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import collecting, report, serving, serving_more
+from benchmarks.archiving import archive
 from benchmarks.building import build_objects
 from benchmarks.committing import commit
 from benchmarks.encrypting import encryption
@@ -102,6 +103,7 @@ BENCHMARKS: dict[str, Callable[[Run], list[Result]]] = {
     "encryption": lambda run: encryption(
         run.path, run.size.objects, run.size.durable_commits, run.size.unsynced_commits, run.size.rounds
     ),
+    "archive": lambda run: archive(run.path, 0.2 if run.size is TINY else 5, run.size.few_rounds),
     "open": lambda run: opening(run.stores, run.size.large, run.size.few_rounds),
     "update": lambda run: update(run.path, run.size.updates),
     "migrate": lambda run: migrate(

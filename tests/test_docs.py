@@ -152,6 +152,7 @@ def test_every_metric_that_is_named_exists():
     text = (ROOT / "docs" / "OPERATIONS.md").read_text()
     named = {name.removesuffix("_total") for name in re.findall(r"`(durus_bdb_\w+)`", text)}
     families = {*prometheus.COUNTERS, *prometheus.GAUGES, *prometheus.HISTOGRAMS, "connections", "held_log_bytes"}
+    families |= {f"archive_{name}" for name in (*prometheus.ARCHIVE, *prometheus.ARCHIVE_COUNTERS, "failing")}
     assert len(named) > 10
     assert named <= {prometheus.PREFIX + name for name in families}
 
