@@ -22,14 +22,14 @@ import re
 import shutil
 import stat
 import weakref
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from berkeleydb_storage import files, keys
+from berkeleydb_storage import failpoints, files, keys
 from berkeleydb_storage.errors import (
     BerkeleyDBStorageError,
     DamagedError,
@@ -56,6 +56,9 @@ MANIFEST = "backup.json"
 """In a backup: what is noted of it. Once it is opened for writing, it is a storage like others."""
 OPENED = MANIFEST + ".opened"
 """What that is called until the storage has an identity of its own."""
+
+ASIDE = "kept."
+"""Before the name of a log file that the library is not to see now."""
 
 DURABLE_NOTED = 3
 """The first format whose ``storage.json`` has the key `durable`."""
@@ -387,6 +390,30 @@ class Directory:
         description = self.read()
         first = 0 if description is None else description.first_log
         return [number for number in files.log_numbers(self.path) if number >= first]
+
+    @contextmanager
+    def only_needed_logs(self) -> Iterator[None]:
+        """Rename the log files that recovery does not need, until the block is left.
+
+        Where the oldest that it finds is damaged, the library recovers nothing: with an error, or without.
+        """
+        needed = self.needed_logs()
+        try:
+            for number in files.log_numbers(self.path):
+                if needed and number < needed[0]:
+                    name = files.log_name(number)
+                    (self.path / name).replace(self.path / (ASIDE + name))
+            failpoints.reached("hold.aside")
+            yield
+        finally:
+            self.bring_logs_back()
+
+    def bring_logs_back(self) -> None:
+        """Undo what `only_needed_logs` did, also where that was killed."""
+        for name in os.listdir(self.path):
+            plain = name.removeprefix(ASIDE)
+            if plain != name and files.log_number(plain) is not None and not (self.path / plain).exists():
+                (self.path / name).rename(self.path / plain)
 
     def sizes(self, tables: Iterable[str]) -> dict[str, int]:
         """Return the bytes of the pages of each table, by the name of its file.

@@ -42,6 +42,7 @@ NAMES: tuple[str, ...] = (
     "hold.noted",
     "hold.forgotten",
     "hold.removed",
+    "hold.aside",
     "compact.begun",
     "compact.merged",
     "compact.returned",

@@ -115,6 +115,7 @@ def _verify(directory: Directory, description: Description, options: Options) ->
 
 
 def _open(directory: Directory, description: Description, options: Options) -> Opened:
+    directory.bring_logs_back()
     _verify(directory, description, options)
     unclean = description.state != CLOSED
     if unclean and options.do_recover is False:

@@ -119,7 +119,7 @@ def recover(
     logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
     sizes = {where: where.stat().st_size for where in _table_files(path)}
     dropped = _drop_tail(path, doubt, key)
-    with _reporting(path, started, log_bytes):
+    with _reporting(path, started, log_bytes), Directory(path).only_needed_logs():
         try:
             run_recovery(path, max(cachesize, _cache_for(path, log_bytes)), key=key)
         except LIBRARY_ERRORS as error:

@@ -261,7 +261,7 @@ def test_the_keys_of_an_encrypted_one(tmp_path):
     assert written["format"] == ENCRYPTED_VERSION == 4
 
 
-UNUSUAL = {"storage.json.new", "log.0000000001", "keep.json", "keep.json.new"}
+UNUSUAL = {"storage.json.new", "log.0000000001", "kept.log.0000000001", "keep.json", "keep.json.new"}
 """Files that are not in every storage, or that have many names."""
 
 

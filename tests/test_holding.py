@@ -526,7 +526,7 @@ class Story:
             self.number = {holding_child.stored(storage)}
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [name for name in POINTS if name != "hold.aside"])
 def test_killed_in_earnest(path, point):
     story, source = Story(), random.Random(point)
     for _ in range(KILLS):
@@ -725,3 +725,66 @@ def test_salvaging_needs_no_kept_file(path, storage, copies):
         opened.migrate(salvage.records())
         assert opened.load(oid(1)) == record(1, data=newest)
     assert not salvage.report.missing
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("which", ["oldest", "all"])
+@pytest.mark.parametrize("damage", ["empty", "short", "zeros", "random", "flipped"])
+def test_a_kept_file_that_is_damaged_does_not_matter(path, storage, copies, damage, which, closed):
+    holds(storage).hold("a", end(storage), PLENTY)
+    write(storage)
+    storage.checkpoint()
+    newest = os.urandom(100)
+    commit(storage, record(1, data=newest))
+    copy = crashed(storage, path, copies)
+    if closed:
+        with quiet(copy):
+            pass
+    kept_ones = log_numbers(copy)[:-1]
+    for number in kept_ones[:1] if which == "oldest" else kept_ones:
+        where = copy / log_name(number)
+        contents = where.read_bytes()
+        flipped = bytes([contents[0] ^ 1]) + contents[1:100] + bytes(byte ^ 255 for byte in contents[100:])
+        kinds = {"empty": b"", "short": contents[:100], "zeros": bytes(len(contents)), "flipped": flipped}
+        where.write_bytes(kinds.get(damage, os.urandom(len(contents))))
+    with quiet(copy, read_only=True) as reader:
+        assert reader.load(oid(1)) == record(1, data=newest)
+    with quiet(copy) as opened:
+        assert opened.load(oid(1)) == record(1, data=newest)
+        commit(opened, record(1, data=newest + b"!"))
+        write(opened)
+        opened.checkpoint()
+        assert holds(opened).first() == log_numbers(copy)[0]
+        holds(opened).release("a")
+        opened.checkpoint()
+        assert log_numbers(copy) == [end(opened).log]
+        assert not opened.check().faults
+
+
+def test_killed_while_a_recovery_is_under_way(path, storage, copies, monkeypatch):
+    """What is kept has another name then, and gets its own back."""
+    start = end(storage)
+    holds(storage).hold("a", start, PLENTY)
+    write(storage)
+    storage.checkpoint()
+    commit(storage, record(1, data=b"newest"))
+    copy = crashed(storage, path, copies)
+    before = log_numbers(copy)
+    killed = []
+    monkeypatch.setattr(
+        failpoints,
+        "hook",
+        lambda name: name == "hold.aside" and killed.append(copied(copy, copies / f"k{len(killed)}")),
+    )
+    with quiet(copy) as opened:
+        assert holds(opened).held("a") == start
+    assert set(before) <= set(log_numbers(copy))
+    monkeypatch.setattr(failpoints, "hook", None)
+    assert log_numbers(killed[-1]) == before[-1:]
+    with quiet(killed[-1], read_only=True) as reader:
+        assert reader.load(oid(1)) == record(1, data=b"newest")
+    with quiet(killed[-1]) as opened:
+        assert opened.load(oid(1)) == record(1, data=b"newest")
+        assert holds(opened).held("a") == start
+        assert set(before) <= set(log_numbers(killed[-1]))
+    assert not [name for name in os.listdir(killed[-1]) if name.startswith("kept")]
