@@ -43,7 +43,7 @@ from berkeleydb_storage import (
 )
 from berkeleydb_storage.backup import making, source
 from berkeleydb_storage.backup.catalog import MANIFEST
-from berkeleydb_storage.backup.repository import Repository
+from berkeleydb_storage.backup.repository import Repository, digest_of
 from berkeleydb_storage.backup.stores import open_store
 from berkeleydb_storage.files import PAGE_SIZE, log_numbers
 
@@ -683,7 +683,9 @@ def test_a_clock_that_was_set_back(filled, target, monkeypatch):
     (folder,) = (target / first.identity).iterdir()
     later = "20991121T000000.000000Z" + first.name[-13:]
     values = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(values | {"time": 4098902400_000000}))
+    values |= {"time": 4098902400_000000}
+    values["sha256"] = digest_of({name: value for name, value in values.items() if name != "sha256"})
+    (folder / MANIFEST).write_text(json.dumps(values))
     folder.rename(folder.parent / later)
     assert filled.backup(target).kind == "incremental"
     commit(filled, record(1, data=b"1"))

@@ -88,12 +88,15 @@ class Repository:
         name = f"{base.folder}/{MANIFEST}"
         try:
             values = json.loads(_limited(self.store.read(name)))
+            sound = values.pop("sha256") == digest_of(values)
             version = values.pop("format")
-            if version > FORMAT:
+            if sound and version > FORMAT:
                 raise BackupError(
                     f"{self.store.url}/{name} has format {version}, and this version of the package reads up to "
                     f"{FORMAT}: install a newer durus-berkeleydbstorage"
                 )
+            if not sound:
+                raise ValueError("its checksum is wrong")
             known = {name: values.pop(name) for name in list(values) if name in Manifest.__dataclass_fields__}
             positions = {name: Position(*map(int, known[name])) for name in ("first", "end")}
             manifest = Manifest(**{**known, **positions}, extra=values)
@@ -138,6 +141,7 @@ class Repository:
         )
         values = {"format": FORMAT, **asdict(manifest)}
         values.update(values.pop("extra"))
+        values["sha256"] = digest_of(values)
         self.store.write(f"{base.folder}/{MANIFEST}", [json.dumps(values, indent=1).encode() + b"\n"])
         failpoints.reached("backup.noted")
         return replace(base, manifest=manifest)
@@ -189,6 +193,8 @@ class Repository:
         for data in self._read(where):
             hashed.update(data)
             size += len(data)
+            if size > noted["bytes"]:
+                break
             yield data
         if (size, hashed.hexdigest()) != (noted["bytes"], noted["sha256"]):
             raise DamagedBackup(
@@ -236,6 +242,11 @@ class Repository:
             raise DamagedBackup(f"{self.store.url}/{name} is damaged ({error}): restore an earlier backup") from error
         if not decompress.eof:
             raise DamagedBackup(f"{self.store.url}/{name} is cut off: restore an earlier backup")
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """Return the checksum of a manifest: it is of what is in it, and not of how that is written."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class _Files:

@@ -148,13 +148,18 @@ class Restoring:
         for name in manifest.files:
             self._write(path / _plain(name, base), 0, self._repository.read_file(base, name))
         failpoints.reached("restore.base")
-        self._fetch_log(path, base, wanted)
+        known = self._fetch_log(path, base, wanted)
         if not wanted.everything:
             self._cut(path, manifest.end, wanted)
         _sync(path)
         failpoints.reached("restore.log")
         self._report("applying the log", 0)
         state = finish(path, description, self._key)
+        if wanted.everything and state.tid < known:
+            raise DamagedBackup(
+                f"the log after {base.folder} ends with transaction {state.tid}, and not with {known}, it is damaged: "
+                f"{_advice(state.tid)}"
+            )
         if wanted.tid not in (None, state.tid):
             raise DamagedBackup(
                 f"transaction {wanted.tid} is not in the log after {base.folder}, {state.tid} is the one before that: "
@@ -171,15 +176,15 @@ class Restoring:
                 self._fetched += len(chunk)
                 self._report("fetching", self._fetched)
 
-    def _fetch_log(self, path: Path, base: Base, wanted: Wanted) -> None:
-        """Write the log after a base, as far as it is wanted.
+    def _fetch_log(self, path: Path, base: Base, wanted: Wanted) -> int:
+        """Write the log after a base, as far as it is wanted; return the newest transaction that is known to be in it.
 
         Raises:
             DamagedBackup: some of it is missing or damaged, and what was wanted lies behind that.
         """
         reached, known = base.noted.end, base.noted.tid
         if wanted.tid is not None and known >= wanted.tid:
-            return
+            return known
         left = list(base.pieces)
         damaged: DamagedBackup | None = None
         while plan := follow(left, reached):
@@ -189,7 +194,7 @@ class Restoring:
                     reached, damaged = piece.end, None
                     known = piece.tid or known
                     if wanted.passed(piece):
-                        return
+                        return known
             except DamagedBackup as error:  # there may be another piece with the same bytes
                 damaged = error
                 left.remove(next(piece for piece in plan if piece.end > reached))
@@ -197,6 +202,7 @@ class Restoring:
             damaged = DamagedBackup(f"{base.folder}: the log from {reached.log}/{reached.offset} on is missing")
         if damaged is not None:
             raise DamagedBackup(f"{damaged}; {_advice(known)}")
+        return known
 
     def _read(self, base: Base, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bytes]]:
         """Give the log in some pieces, of which the next ones are fetched meanwhile: a store may be far away."""
