@@ -55,6 +55,10 @@ SLICE = 0.1
 """Seconds of sleep after which a signal is noticed."""
 
 
+class _Refused(BackupError):
+    """Raised when another one archives the storage to the same place: there is nothing to do here."""
+
+
 class _Archiving:
     """One run of the command."""
 
@@ -98,7 +102,7 @@ class _Archiving:
                     due = time.monotonic() + (GRACE if self._catch_up() else AGAIN)
             except (OwnerGone, StorageInUse):
                 due = time.monotonic() + GRACE
-            except (AccessDenied, StorageNotFound, WireError, OptionError):
+            except (_Refused, AccessDenied, StorageNotFound, WireError, OptionError):
                 raise
             except BerkeleyDBStorageError as error:
                 logger.warning("%s: %s; it is tried again", self._path, error)
@@ -135,7 +139,10 @@ class _Archiving:
             self._copying = activity, count
 
         archiver = Archiver(source, self._store, queue=self._arguments.queue, keep=self._keep, report=report)
-        archiver.claim()
+        try:
+            archiver.claim()
+        except BackupError as error:
+            raise _Refused(str(error)) from error
         return archiver
 
     def _alone(self, source: Source) -> None:
