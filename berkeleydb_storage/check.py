@@ -399,7 +399,10 @@ class _Check:
 
 def _strange_pages(path: Path) -> list[tuple[Path, int]]:
     tables = [path / f"{name}{files.TABLE_SUFFIX}" for name in TABLES]
-    return [(where, page) for where in tables for page in files.strange_pages(where)]
+    try:
+        return [(where, page) for where in tables for page in files.strange_pages(where)]
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename} is gone: restore the storage from a backup") from error
 
 
 def describe(oid: bytes) -> str:

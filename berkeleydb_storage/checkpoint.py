@@ -24,7 +24,7 @@ from typing import NamedTuple
 from berkeleydb_storage import failpoints, files
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import Environment
-from berkeleydb_storage.errors import DiskFullError, OptionError, StorageClosed
+from berkeleydb_storage.errors import OptionError, StorageClosed
 from berkeleydb_storage.holding import Holds
 
 logger = logging.getLogger(__name__)
@@ -141,14 +141,14 @@ class Checkpointer:
     def _note_log(self) -> None:
         """Note a log file of which something is on the disk, so that it is missed at an open that does not find it.
 
-        Where there is no room for that, the next checkpoint does it.
+        Where that fails, the next checkpoint does it, or says why not.
         """
         newest = self._environment.log_on_disk()
         if newest > self._noted:
-            with suppress(DiskFullError):
+            self._noted = newest
+            with suppress(OSError):
                 self._directory.sync()  # the file's name first
                 self._directory.update(last_log=newest)
-            self._noted = newest
 
     def checkpoint(self) -> None:
         """Make a checkpoint, and remove the log files that recovery no longer needs.
@@ -207,6 +207,8 @@ class Checkpointer:
             self._stopped = True
 
     def _checkpoint(self) -> None:
+        if (lost := self._directory.lost()) is not None:
+            raise lost  # another process may own what is there now
         transactions, position = self._environment.transactions(), self._environment.log_position()
         started = time.monotonic()
         quiet = self._environment.quiet_since()

@@ -272,6 +272,15 @@ class Directory:
         finally:
             os.close(lock)
 
+    def lost(self) -> DamagedError | None:
+        """Return what to say if the lock was removed, and perhaps all the rest with it; None where it is there."""
+        if self._lock is None or os.fstat(self._lock).st_nlink:
+            return None
+        return DamagedError(
+            f"{self.path / LOCK} was removed while the storage is in use, and perhaps everything with it, so nothing "
+            "is acknowledged any more: close it; then open it again, if it is whole, or restore it from a backup"
+        )
+
     def let_go(self) -> None:
         """Forget the lock in a forked child: it is the parent's, and must not outlive it."""
         lock, self._lock = self._lock, None

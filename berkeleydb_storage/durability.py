@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.environment import LIBRARY_ERRORS, explain
@@ -38,6 +39,8 @@ class Durability:
         """Threads that flush or are about to. One adds itself under the mutex under which it applied something, takes
         itself out at the end, whatever happens, and then calls `tell` if `closing`."""
         self._ended = threading.Condition(gate.lock)
+        self.lost_place: Callable[[], Exception | None] = _never
+        """Tells what to say if the files were removed: what is written to them then is nowhere. 0.4 microseconds."""
 
     def make_durable(self) -> None:
         """Bring everything that is committed to the disk, if the engine is durable.
@@ -75,6 +78,10 @@ class Durability:
                     gate.refuse(stopped)
             reason = stopped or explain(error, gate.path)
             raise CommitInDoubt(f"{what} was applied, and could not be brought to the disk: {reason}") from error
+        if (lost := self.lost_place()) is not None:
+            with gate.lock:
+                gate.refuse(lost)
+            raise CommitInDoubt(f"{what} was applied, and could not be brought to the disk: {lost}")
         failpoints.reached("commit.flushed")
 
     def tell(self) -> None:
@@ -104,3 +111,7 @@ class Durability:
         self.flushing.discard(threading.get_ident())  # closing in a signal handler, within a commit
         while self.flushing:
             self._ended.wait()
+
+
+def _never() -> None:
+    """Say that the files are there."""

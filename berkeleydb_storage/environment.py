@@ -69,6 +69,7 @@ MUTEXES = 20_000
 SMOOTH_PAGES, SMOOTH_PAUSE = 64, 1000
 """A checkpoint rests this many microseconds after this many pages, so that commits get the disk in between."""
 
+_DISK_ERRORS = [(number,) for number in (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE)]
 _NO_FLUSH: int = 0x1000 if db.version()[:2] == (5, 3) else db.DB_PANIC_ENVIRONMENT
 """What keeps an environment from writing pages when it is closed: DB_NOFLUSH of db.h, which the binding does not name.
 In other versions of the library it may have another value; stopping the environment does the same, but leaks memory."""
@@ -182,12 +183,21 @@ def explain(error: Exception, path: Path) -> BerkeleyDBStorageError:
         return BerkeleyDBStorageError(f"a file in {path} may not be accessed: mend its permissions ({text})")
     if isinstance(error, db.DBPageNotFoundError):
         return DamagedError(f"a table in {path} is cut off, a page is missing: restore from a backup ({text})")
+    if error.args[:1] in _DISK_ERRORS:
+        return BerkeleyDBStorageError(
+            f"the disk of {path} failed: look after it, then try again, or close the storage and open it again ({text})"
+        )
     if not path.exists():
         return DamagedError(
             f"{path} is not there any more, it was removed, moved or unmounted: put it back, then close the storage "
             f"and open it again; what was acknowledged is there as far as the files are ({text})"
         )
     named = next((name + TABLE_SUFFIX for name in TABLES if f"{name}{TABLE_SUFFIX}:" in text), None)
+    if named is None and isinstance(error, db.DBRunRecoveryError) and not os.access(path, os.W_OK):
+        return DamagedError(
+            f"{path} may not be written to, and Berkeley DB has stopped: mend its permissions, or mount its file "
+            f"system for writing; then close the storage and open it again ({text})"
+        )
     if named or isinstance(error, db.DBRunRecoveryError):
         return DamagedError(
             f"{path / named if named else path} is damaged, and Berkeley DB has stopped: close the storage and open "

@@ -78,6 +78,8 @@ class Running:
             ordered=opened.type == "btree",
             checkpoint=self.checkpointer.checkpoint if self.checkpointer else None,
         )
+        if opened.environment.writable:
+            engine.durability.lost_place = opened.directory.lost
         self._workers: list[Worker] = []
         self._inline: list[Callable[[int], object]] = []
         self._pid = os.getpid()
