@@ -32,11 +32,13 @@ from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import LIBRARY_ERRORS, TABLES, end_of_log, explain, run_recovery
 from berkeleydb_storage.errors import BerkeleyDBStorageError, DamagedError, DiskFullError
 from berkeleydb_storage.files import LOG_HEADER, PAGE_SIZE, TABLE_SUFFIX
+from berkeleydb_storage.vectors import verify_vectors
 
 logger = logging.getLogger(__name__)
 
 RESTORE = "restore the storage from a backup, or get out what is left with `durus-bdb salvage`"
 
+RECOVERY_ERRORS: tuple[type[Exception], ...] = (BerkeleyDBStorageError, *LIBRARY_ERRORS)
 CACHE_LIMIT = 4 << 30
 LOOKED_AT = 256 << 20
 """Bytes of a table whose pages are all looked at after a recovery, a quarter of a second; of a larger one the holes."""
@@ -75,6 +77,8 @@ def roll_forward(path: Path, cachesize: int, *, key: str | None = None) -> None:
         DiskFullError: there is no room.
     """
     sizes = {where: where.stat().st_size for where in _table_files(path)}
+    if key is not None:
+        verify_vectors(path, key, files.log_numbers(path))
     try:
         run_recovery(path, cachesize, whole_log=True, key=key)
     except LIBRARY_ERRORS as error:
@@ -118,12 +122,15 @@ def recover(
     log_bytes = sum(files.used_bytes(path / files.log_name(number)) for number in Directory(path).needed_logs())
     logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
     sizes = {where: where.stat().st_size for where in _table_files(path)}
+    _require_chain(path)
     dropped = _drop_tail(path, doubt, key)
     with _reporting(path, started, log_bytes), Directory(path).only_needed_logs():
         try:
+            if key is not None:
+                verify_vectors(path, key, Directory(path).needed_logs())
             run_recovery(path, max(cachesize, _cache_for(path, log_bytes)), key=key)
-        except LIBRARY_ERRORS as error:
-            explained = _diagnosis(path, error, key)
+        except RECOVERY_ERRORS as error:
+            explained = error if isinstance(error, BerkeleyDBStorageError) else _diagnosis(path, error, key)
             if dropped is not None and isinstance(explained, DamagedError):
                 dropped.put_back()
                 doubt(False)
@@ -131,6 +138,23 @@ def recover(
     _require_whole_tables(sizes, key)
     require_pages_in_place(path)
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
+
+
+def _require_chain(path: Path) -> None:
+    """Look whether each log file but the last one goes on to the next.
+
+    The library takes a record without a length for the end of the file, goes on with the next one, and says nothing;
+    or, where it is the first of all, does not recover anything.
+    """
+    logs = [path / files.log_name(number) for number in Directory(path).needed_logs()]
+    while len(logs) > 1 and not any(logs[-1].read_bytes()):
+        logs.pop()  # it was just begun
+    for log, following in pairwise(logs):
+        last, end = files.log_chain(log)
+        if not end or last != files.record_before(following):
+            raise DamagedError(
+                f"{log} is damaged at offset {end}: put an undamaged copy back, or restore from a backup"
+            )
 
 
 def _require_whole_tables(sizes: dict[Path, int], key: str | None) -> None:

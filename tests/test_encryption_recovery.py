@@ -1,22 +1,38 @@
 """Recovery and damage of encrypted storages: all that holds for others holds for them, test by test."""
 
+import os
 import random
+import shutil
+from contextlib import closing
 from functools import partial
 
 import pytest
 import test_recovery
+from durus.connection import Connection
+from durus.persistent_dict import PersistentDict
 from graphs import copied
 from test_recovery import *  # noqa: F403 - the same tests, with a key
 
 from berkeleydb_storage import BerkeleyDBStorage, DamagedError, cli, files, keyed
 from berkeleydb_storage.check import check_pages
 from berkeleydb_storage.directory import DESCRIPTION
-from berkeleydb_storage.environment import TABLES, end_of_log
-from berkeleydb_storage.files import BTREE_META, HASH_META, META_SIZE, PAGE_SIZE, PAGE_TYPE, TABLE_SUFFIX, bad_pages
+from berkeleydb_storage.environment import TABLES, end_of_log, log_records
+from berkeleydb_storage.files import (
+    BTREE_META,
+    HASH_META,
+    META_SIZE,
+    PAGE_SIZE,
+    PAGE_TYPE,
+    TABLE_SUFFIX,
+    bad_pages,
+    log_numbers,
+)
 from berkeleydb_storage.keys import VARIABLE, mac_key
+from berkeleydb_storage.vectors import _makes_sense, verify_vectors
 
 KEY = "a key for recoveries"
 FLIPS = 60
+VECTORS = 40
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +108,61 @@ def test_a_checkpoint_is_recognised(closed):
         test_recovery.flip(log, where)
         assert not files.is_checkpoint(log, offset, KEY)
         test_recovery.flip(log, where)
+
+
+def test_a_changed_start_vector_is_found(killed):
+    """It is in no checksum: of the record it changes the type, the transaction, or the position of the one before."""
+    known, source, contents = killed.description(), random.Random(7), killed.contents()
+    records = []
+    for number in log_numbers(killed.path):
+        if number >= known["checkpoint_log"]:
+            log = killed.path / files.log_name(number)
+            records += [(log, start) for start in test_recovery.whole_records(log)[0] if start]
+    for log, start in source.choices(records, k=VECTORS):
+        test_recovery.flip(log, start + source.randrange(28, 44))
+        with pytest.raises(DamagedError):
+            killed.open()
+        for name, before in contents.items():
+            (killed.path / name).write_bytes(before)
+    killed.is_sound()
+
+
+def busy(path, type):
+    """Leave what a kill leaves of a storage that was filled, opened again, emptied, packed and compacted."""
+    (path / "working").mkdir()
+    options = test_recovery.OPTIONS | {"durable": False, "type": type}
+    for _ in range(2):
+        with BerkeleyDBStorage(path / "working", **options) as storage:
+            connection = Connection(storage)
+            root = connection.get_root()
+            for first in range(0, 600, 60):
+                for number in range(first, first + 60):
+                    root[number] = PersistentDict(some=os.urandom(60 if number % 30 else 9000))
+                connection.commit()
+            storage.checkpoint()
+            root.clear()
+            connection.commit()
+            storage.pack()
+            storage.compact()
+            shutil.rmtree(path / "killed", ignore_errors=True)
+            copied(path / "working", path / "killed")
+    return path / "killed"
+
+
+@pytest.mark.parametrize("type", ["btree", "hash"])
+def test_records_of_all_kinds_make_sense(place, type):
+    """And with another type, few do."""
+    path = busy(place, type)
+    verify_vectors(path, KEY, log_numbers(path))
+    examples = {}
+    with closing(log_records(path, KEY)) as records:
+        for _, found in records:
+            examples.setdefault(found[0], found)
+    assert len(examples) > 12
+    for found in examples.values():
+        assert _makes_sense(found)
+        others = [kind for kind in range(256) if kind != found[0] and _makes_sense(bytes([kind]) + found[1:])]
+        assert len(others) < 20, (found[0], others)
 
 
 def test_a_reader_of_what_was_killed_changes_nothing(killed, tmp_path):
