@@ -42,7 +42,7 @@ PATIENT = 120
 
 
 def points(*others):
-    """Return the crash points but for those of the storage that begin so."""
+    """Return the crash points but for those that begin so, which are reached in the owner."""
     return [
         pytest.param(*each, marks=() if each in FAST else pytest.mark.slow, id="-".join(map(str, each)))
         for each in POINTS
@@ -70,8 +70,8 @@ def child(kind, tmp_path, place, point="", times=0, **options):
 
 def died(process):
     """Wait until it was killed."""
-    errors = process.stderr.read()
-    assert process.wait(PATIENT) == -9, errors
+    code = process.wait(PATIENT)
+    assert code == -9, process.stderr.read()
     process.stdin.close()
     process.stderr.close()
 
@@ -116,8 +116,7 @@ def test_an_owner_is_killed(tmp_path, place, point, times):
     require_all_but_the_last_second(tmp_path, place, "back")
     process = child("owner", tmp_path, place)
     goal = len(acknowledged(tmp_path)) + 100
-    while len(acknowledged(tmp_path)) < goal:
-        time.sleep(0.05)
+    wait_until(lambda: len(acknowledged(tmp_path)) >= goal, process)
     process.communicate("", PATIENT)
     assert process.returncode == 0
     assert require_all_but_the_last_second(tmp_path, place, "again") == 0
@@ -125,18 +124,18 @@ def test_an_owner_is_killed(tmp_path, place, point, times):
     assert duplicates(place) == []
 
 
-@pytest.mark.parametrize(("point", "times"), points("commit", "hold", "checkpoint"))
+@pytest.mark.parametrize(("point", "times"), points("commit", "hold", "checkpoint", "backup.tables"))
 def test_an_archiving_command_is_killed(tmp_path, place, point, times):
     """Its owner notices nothing, and the next one goes on."""
     owner = child("owner", tmp_path, "")
     archiving = None
     try:
-        while not acknowledged(tmp_path):
-            time.sleep(0.05)
+        wait_until(lambda: acknowledged(tmp_path), owner)
         archiving = child("command", tmp_path, place, point, times)
         died(archiving)
         archiving = child("command", tmp_path, place)
-        wait_until_it_is_there(tmp_path, place)
+        goal = acknowledged(tmp_path)[-1][1]
+        wait_until(lambda: reached(place) > goal, archiving)
         owner.kill()
         died(owner)
         require_all_but_the_last_second(tmp_path, place, "back")
@@ -152,8 +151,15 @@ def test_an_archiving_command_is_killed(tmp_path, place, point, times):
     assert duplicates(place) == []
 
 
-def wait_until_it_is_there(tmp_path, place):
-    """Wait until the archive has what was acknowledged by now."""
-    goal = acknowledged(tmp_path)[-1][1]
-    while max((base.reach()[1] for base in Repository(open_store(place)).bases()), default=0) <= goal:
+def wait_until(happened, process):
+    """Wait until something has happened, while a process runs that has it happen."""
+    until = time.monotonic() + PATIENT
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
         time.sleep(INTERVAL / 4)
+
+
+def reached(place):
+    """Return the newest transaction that is known to be there."""
+    return max((base.reach()[1] for base in Repository(open_store(place)).bases()), default=0)

@@ -20,6 +20,7 @@ from berkeleydb_storage import (
     GarbageManual,
     Keep,
     OptionError,
+    SharedStorage,
     StorageClosed,
     list_backups,
     restore,
@@ -290,6 +291,22 @@ def test_another_log_is_not_continued(storage, tmp_path, caplog):
     assert restored(tmp_path / "place", tmp_path / "back", of=str(tmp_path / "copy"))[1] == 202
 
 
+def test_what_is_continued_was_removed(storage, tmp_path, monkeypatch, caplog):
+    """By somebody else: it is noticed, and everything is copied again."""
+    monkeypatch.setattr(archiving, "CHECK", 0.0)
+    archiver = started(storage, tmp_path / "place")
+    put(storage, 0)
+    settle(archiver)
+    store = open_store(tmp_path / "place")
+    store.remove(*store.list())
+    put(storage, 1)
+    settle(archiver)
+    assert "is gone from there" in caplog.text
+    put(storage, 2)
+    settle(archiver)
+    assert restored(tmp_path / "place", tmp_path / "back")[1] == 2
+
+
 def test_one_archives_to_a_place_at_a_time(storage, tmp_path):
     first, second = (started(storage, tmp_path / "place") for _ in range(2))
     first.claim()
@@ -387,6 +404,17 @@ def test_closing_copies_what_is_left(tmp_path):
         for number in range(10):
             tid = put(storage, number)
     assert restored(tmp_path / "place", tmp_path / "back") == (tid, 9)
+
+
+def test_a_shared_storage_is_archived_by_its_owner(tmp_path):
+    (tmp_path / "db").mkdir()
+    (tmp_path / "place").mkdir()
+    for number in range(2):
+        with SharedStorage(tmp_path / "db", archive=Archive(tmp_path / "place", interval=0.05)) as storage:
+            connection = Connection(storage)
+            connection.get_root()["a"] = connection.get_root()["b"] = (number, "")
+            connection.commit()
+    assert restored(tmp_path / "place", tmp_path / "back")[1] == 1
 
 
 def test_closing_waits_for_so_long_only(tmp_path, caplog):

@@ -36,7 +36,14 @@ from berkeleydb_storage.backup.retention import Keep
 from berkeleydb_storage.backup.source import Moment, Source
 from berkeleydb_storage.backup.stores import Store, open_store
 from berkeleydb_storage.environment import LOG_FILE_SIZE
-from berkeleydb_storage.errors import BackupError, BerkeleyDBStorageError, LogGone, OwnerGone, StorageClosed
+from berkeleydb_storage.errors import (
+    BackupError,
+    BerkeleyDBStorageError,
+    LogGone,
+    OwnerGone,
+    StorageClosed,
+    StoreUnreachable,
+)
 from berkeleydb_storage.files import Position
 from berkeleydb_storage.holding import LONGEST_NAME
 from berkeleydb_storage.maintenance import background
@@ -49,6 +56,8 @@ LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
 TELL = 60.0
 """Seconds between two lines of the log that say that it still does not work."""
+CHECK = 60.0
+"""Seconds between two looks whether what is continued is still there."""
 PRUNE = 3600.0
 """Seconds between two looks for what is needless in the store."""
 FOREVER = Keep(within=1e10)
@@ -168,6 +177,7 @@ class Archiver:
         self._joining: _Task[Joined] | None = None
         self._pruning: _Task[int] | None = None
         self._prune_due = time.monotonic() + PRUNE
+        self._check_due = 0.0
         self._held: int | None = None
         self._shipping = _Waiting(what)
         self._copying = _Waiting(f"{what}, copying everything,")
@@ -328,9 +338,23 @@ class Archiver:
             chain = self._chain = None
         if self._base is None and (chain is None or is_outgrown(chain.base, moment)) and self._copying.over:
             self._begin_base(moment)
+        if chain is not None and moment.end != chain.position and now >= self._check_due:
+            chain = self._checked(chain, moment, now)
         if chain is not None:
             self._ship(chain, moment, now)
         self._tidy(moment)
+
+    def _checked(self, chain: Chain, moment: Moment, now: float) -> Chain | None:
+        """Return what is to be continued: another chain, if somebody removed the base of this one."""
+        try:
+            self._repository.manifest(chain.base)
+        except StoreUnreachable:
+            raise
+        except BackupError as error:
+            logger.error("%s: what was continued is gone from there: %s", self._what, error)
+            self._chain = resume(self._repository, self._source, moment)
+        self._check_due = now + CHECK
+        return self._chain
 
     def _ship(self, chain: Chain, moment: Moment, now: float) -> None:
         if moment.end != chain.position:

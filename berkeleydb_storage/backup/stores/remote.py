@@ -34,6 +34,8 @@ TIMEOUT = 60.0
 """Seconds that a request may take: a part of `PART` bytes in one."""
 PART = 8 << 20
 """Bytes that are sent or fetched in one request; what is shorter is put in one. A part of S3 has at least 5 MiB."""
+MANY, GROWN = 1000, 8
+"""Parts after which they grow, and how much: an object of S3 has 10,000 at most."""
 OLD = 86400.0
 """Seconds after which what is under ``.making`` was left by a writer that was killed."""
 
@@ -339,13 +341,16 @@ class FsspecStore:
 
 
 def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what comes in parts of `PART` bytes, and the rest."""
+    """Yield what comes in parts of `PART` bytes, later `GROWN` times that, and the rest."""
     gathered = bytearray()
+    number, size = 0, PART
     for chunk in chunks:
         gathered += chunk
-        while len(gathered) >= PART:
-            yield bytes(gathered[:PART])
-            del gathered[:PART]
+        while len(gathered) >= size:
+            yield bytes(gathered[:size])
+            del gathered[:size]
+            number += 1
+            size = PART if number < MANY else PART * GROWN
     if gathered:
         yield bytes(gathered)
 
