@@ -68,6 +68,7 @@ class _Archiving:
         self._progress = progress
         self._path = Path(arguments.directory)
         self._store = place(arguments, create=True)
+        self.url = self._store.url
         self._keep = None if arguments.keep_days is None else Keep(within=arguments.keep_days * 86400.0)
         self._copying: tuple[str, int] | None = None  # set by the thread that copies everything
         self._told = time.monotonic()
@@ -156,6 +157,7 @@ class _Archiving:
                     break
                 archiver.wait(SLICE)
         finally:
+            self.figures = archiver.figures()
             archiver.release()
 
     def _beside(self, source: Source) -> None:
@@ -169,8 +171,8 @@ class _Archiving:
                 took = time.monotonic() - began
                 self._sleep(max(self._arguments.interval - 2 * took, self._arguments.interval / 4), archiver)
             archiver.finish(ENDING)
-            self.figures = archiver.figures()
         finally:
+            self.figures = archiver.figures()
             archiver.release()
 
     def _sleep(self, seconds: float, archiver: Archiver | None = None) -> None:
@@ -220,9 +222,9 @@ def _archive(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.once and console.interrupts.noted:
         console.interrupts.poll()
     figures = archiving.figures
-    if figures is None:
-        raise BackupError(f"{arguments.directory} was not archived: nobody had it open, and the command was ended")
-    console.result({"directory": arguments.directory, **asdict(figures)}, _line(figures))
+    values = {"url": archiving.url} if figures is None else asdict(figures)
+    text = f"{archiving.url}: nothing was copied" if figures is None else _line(figures)
+    console.result({"directory": arguments.directory, **values}, text)
     return 0
 
 
