@@ -31,6 +31,7 @@ from berkeleydb_storage import (
     ReadOnlyError,
     compaction,
     failpoints,
+    restore,
 )
 from berkeleydb_storage.rekeying import rekey
 
@@ -138,7 +139,7 @@ def compact(report, path, options, how, objects, hold):
 
 def back_up(report, path, options, target, keep):
     """Commit steps in two threads, and make backups meanwhile, of which `keep` stay, until killed."""
-    with BerkeleyDBStorage(path, **policies("none"), **options) as storage:
+    with BerkeleyDBStorage(path, **policies("inline"), **options) as storage:
         hubs = set_up(storage, 2, report)
         for index, key in enumerate(hubs):
             writer = Writer(storage.session(), index, key, report)
@@ -146,6 +147,11 @@ def back_up(report, path, options, target, keep):
         for number in count():
             made = storage.backup(target, keep=keep, full=number % 3 == 0)
             report(f"made {made.name}")
+
+
+def restore_to(report, path, where):
+    """Restore the backup of a storage."""
+    restore(where, path)
 
 
 def back_up_and_tell(report, path, target):

@@ -12,6 +12,7 @@ import crash_child
 SETTINGS = {
     "environment.LOG_FILE_SIZE": 1 << 18,
     "environment.LOG_BUFFER": 1 << 15,
+    "backup.making.LOG_FILE_SIZE": 1 << 18,
     "oids.OID_BLOCK": 4,
     "migration.BATCH": 200,
 }

@@ -92,7 +92,7 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
         logger.warning("%s: everything is copied", error)
         return _everything(source, repository, report, holder, moment, None)
     failpoints.reached("backup.added")
-    source.hold(holder, moment.end, limit(base))
+    _go_on_holding(source, holder, moment.end, limit(base))
     size = sum(_length(piece.start, piece.end) for piece in pieces)
     values = {"seconds": round(time.monotonic() - started, 3), "bytes": size, "objects": moment.objects}
     run = Run(moment.tid, moment.time)
@@ -156,15 +156,43 @@ def renew(
         except LogGone as error:
             logger.warning("%s: what was committed since the last backup is in the next one alone", error)
             before = None
-    source.hold(holder, moment.end, SMALL)
+    start = _held(source, holder, moment)
+    if before is not None and start != moment.end:
+        logger.warning("%s: the log was removed meanwhile, some of it is in the next backup alone", source.path)
+        before = None
     base = repository.add_base(source, report)
     manifest = base.noted
     if before is not None:
         reached = Moment(manifest.tid, manifest.time, manifest.objects, moment.identity, manifest.end)
         with suppress(LogGone):
-            repository.add_pieces(source, before[0], moment.end, reached)
-    source.hold(holder, manifest.end, limit(base))
+            repository.add_pieces(source, before[0], start, reached)
+    _go_on_holding(source, holder, manifest.end, limit(base))
     return base
+
+
+def _held(source: Source, holder: str, moment: Moment) -> Position:
+    """Hold the log from a state on, or a later one, where files were removed since it was looked at; return which.
+
+    What is held may be as much as the tables have: they take a while to copy.
+    """
+    room = SMALL
+    for name in TABLES:
+        with suppress(OSError):
+            room += (source.path / (name + TABLE_SUFFIX)).stat().st_size
+    while True:
+        try:
+            source.hold(holder, moment.end, room)
+            return moment.end
+        except LogGone:
+            moment = source.look()
+
+
+def _go_on_holding(source: Source, holder: str, end: Position, size: int) -> None:
+    """Hold the log from the end of a backup on, which is complete: where it is gone, the next copies everything."""
+    try:
+        source.hold(holder, end, size)
+    except LogGone as error:
+        logger.warning("%s: so the next backup copies everything", error)
 
 
 def newest(bases: list[Base]) -> Base | None:

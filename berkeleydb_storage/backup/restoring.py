@@ -145,6 +145,7 @@ class Restoring:
         manifest = base.noted
         description = describe(manifest.description, base.folder)
         verify(path, description, self._key)
+        _require_tables(base)
         for name in manifest.files:
             self._write(path / _plain(name, base), 0, self._repository.read_file(base, name))
         failpoints.reached("restore.base")
@@ -320,6 +321,17 @@ def _require_reached(base: Base, bases: list[Base], wanted: Wanted) -> None:
             following.tid,
             moment_text(following.time),
         )
+
+
+def _require_tables(base: Base) -> None:
+    """Look whether all tables are in a base.
+
+    Raises:
+        DamagedBackup: one is not.
+    """
+    for name in TABLES:
+        if name + TABLE_SUFFIX not in base.noted.files:
+            raise DamagedBackup(f"the manifest of {base.folder} names no {name + TABLE_SUFFIX}: use another one")
 
 
 def _plain(name: str, base: Base) -> str:
