@@ -273,6 +273,8 @@ def end_of_log(path: Path, key: str | None = None) -> int:
     Raises:
         BerkeleyDBStorageError: there is no temporary directory, or no room in it.
     """
+    if files.first_lengths(path)[0] not in files.FIRST_RECORD:  # the library might crash
+        return 0
     with scratch_directory(f"a copy of {path}") as scratch:
         shutil.copyfile(path, scratch / path.name)
         try:
@@ -282,9 +284,11 @@ def end_of_log(path: Path, key: str | None = None) -> int:
             return 0
         try:
             status = environment.log_stat()
-            return int(status["cur_offset"]) if status["cur_file"] == files.log_number(path.name) else 0
-        finally:
             environment.close()
+        except db.DBRunRecoveryError:
+            _quietly(environment.close)
+            return 0
+        return int(status["cur_offset"]) if status["cur_file"] == files.log_number(path.name) else 0
 
 
 def log_records(

@@ -41,6 +41,8 @@ CHECKSUM_SIZE = 4
 _MAC = (PAGE_CHECKSUM, PAGE_CHECKSUM + keyed.SIZE)
 HASH_META, BTREE_META = 8, 9
 PAGE_SIZE = 4096
+FIRST_RECORD = (28, 64)
+"""Bytes of the first record of a log file, without and with encryption."""
 CHECKPOINT_RECORD = 11
 """The type of a record, in its first four bytes after the header."""
 ENCRYPTED_HEADER = struct.Struct("=II20s16sI")
@@ -118,6 +120,16 @@ def log_tail(path: Path, end: int) -> Tail:
     header = rest[: LOG_HEADER.size].ljust(LOG_HEADER.size, b"\0")
     length = LOG_HEADER.unpack(header)[1]
     return Tail(len(rest), len(rest) <= max(length, LOG_HEADER.size - 1))  # the length may not be there yet
+
+
+def first_lengths(path: Path) -> tuple[int, int]:
+    """Return the lengths of the first two records of a log file, as it says itself; 0 where there is none."""
+    with path.open("rb") as file:
+        start = file.read(META_SIZE).ljust(META_SIZE, b"\0")
+    first: int = LOG_HEADER.unpack_from(start)[1]
+    if not LOG_HEADER.size < first <= META_SIZE - LOG_HEADER.size:
+        return first, 0
+    return first, LOG_HEADER.unpack_from(start, first)[1]
 
 
 def _without_zeros(data: bytes) -> bytes:

@@ -122,7 +122,7 @@ def recover(
     log_bytes = sum(files.used_bytes(path / files.log_name(number)) for number in Directory(path).needed_logs())
     logger.warning("%s %s: recovering from %.1f MB of log", path, reason, log_bytes / 1e6)
     sizes = {where: where.stat().st_size for where in _table_files(path)}
-    _require_chain(path)
+    _require_beginning(path)
     dropped = _drop_tail(path, doubt, key)
     with _reporting(path, started, log_bytes), Directory(path).only_needed_logs():
         try:
@@ -140,20 +140,21 @@ def recover(
     logger.warning("%s is recovered, in %.2f s", path, time.monotonic() - started)
 
 
-def _require_chain(path: Path) -> None:
-    """Look whether each log file but the last one goes on to the next.
+def _require_beginning(path: Path) -> None:
+    """Look at the first records of the log, if it has several files.
 
-    The library takes a record without a length for the end of the file, goes on with the next one, and says nothing;
-    or, where it is the first of all, does not recover anything.
+    Where one of them has no length, the library finds no log, recovers nothing and says nothing, or crashes. Other
+    damage it finds; and of a single file `_drop_tail` looks at all.
     """
     logs = [path / files.log_name(number) for number in Directory(path).needed_logs()]
     while len(logs) > 1 and not any(logs[-1].read_bytes()):
         logs.pop()  # it was just begun
-    for log, following in pairwise(logs):
-        last, end = files.log_chain(log)
-        if not end or last != files.record_before(following):
+    if len(logs) > 1:
+        first, second = files.first_lengths(logs[0])
+        if first not in files.FIRST_RECORD or second <= LOG_HEADER.size:
+            offset = first if first in files.FIRST_RECORD else 0
             raise DamagedError(
-                f"{log} is damaged at offset {end}: put an undamaged copy back, or restore from a backup"
+                f"{logs[0]} is damaged at offset {offset}: put an undamaged copy back, or restore from a backup"
             )
 
 

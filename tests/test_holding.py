@@ -788,3 +788,25 @@ def test_killed_while_a_recovery_is_under_way(path, storage, copies, monkeypatch
         assert holds(opened).held("a") == start
         assert set(before) <= set(log_numbers(killed[-1]))
     assert not [name for name in os.listdir(killed[-1]) if name.startswith("kept")]
+
+
+@pytest.mark.parametrize("where", [0, 4, 8, 16, 24, 28, 32, 36])
+@pytest.mark.parametrize("size", [4, 100])
+def test_damage_at_the_beginning_of_the_log_is_never_silent(path, storage, copies, where, size):
+    """The library would find no log, recover nothing and say nothing; or crash."""
+    storage.checkpoint()
+    write(storage)
+    commit(storage, record(1, data=b"newest"))
+    copy = crashed(storage, path, copies)
+    needed = Directory(copy).needed_logs()
+    assert len(needed) > 3
+    log = copy / log_name(needed[0])
+    contents = bytearray(log.read_bytes())
+    contents[where : where + size] = bytes(size)
+    log.write_bytes(contents)
+    try:
+        with quiet(copy) as opened:
+            assert opened.load(oid(1)) == record(1, data=b"newest")
+    except DamagedError as error:
+        named = str(log) in str(error)
+        assert named, error  # noqa: PT017 - where it is opened all the same, all is there
