@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import collecting, report, serving, serving_more
+from benchmarks import backing, collecting, report, serving, serving_more
 from benchmarks.archiving import archive
 from benchmarks.building import build_objects
 from benchmarks.committing import commit
@@ -43,6 +43,7 @@ class Size:
     """Objects migrated from a generator."""
     collected: collecting.Sizes
     served: serving.Sizes
+    backed_up: backing.Sizes
 
 
 QUICK = Size(
@@ -57,6 +58,7 @@ QUICK = Size(
     migrated=200_000,
     collected=collecting.QUICK,
     served=serving.QUICK,
+    backed_up=backing.QUICK,
 )
 FULL = Size(
     "full",
@@ -70,6 +72,7 @@ FULL = Size(
     migrated=5_000_000,
     collected=collecting.FULL,
     served=serving.FULL,
+    backed_up=backing.FULL_SIZES,
 )
 TINY = Size(
     "tiny: the numbers mean nothing",
@@ -83,6 +86,7 @@ TINY = Size(
     migrated=2000,
     collected=collecting.TINY,
     served=serving.TINY,
+    backed_up=backing.TINY,
 )
 
 
@@ -110,6 +114,7 @@ BENCHMARKS: dict[str, Callable[[Run], list[Result]]] = {
         run.path, run.stores, run.size.migrated, run.size.large, 1 if run.size is FULL else run.size.few_rounds
     ),
     "collect": lambda run: collecting.collect(run.path, run.size.collected),
+    "backup": lambda run: backing.backup(run.path, run.size.backed_up),
     "serve-loads": lambda run: serving.loads(run.path, run.size.served),
     "serve-commits": lambda run: serving.commits(run.path, run.size.served),
     "serve-slow": lambda run: serving.slow(run.path, run.size.served),

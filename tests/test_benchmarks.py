@@ -80,6 +80,7 @@ def test_the_quick_sizes_are_below_the_full_ones():
     assert QUICK.collected.live[-1] < FULL.collected.live[-1] == 1_000_000
     assert QUICK.collected.packed < FULL.collected.packed == 1_000_000
     assert QUICK.collected.garbage < FULL.collected.garbage == 500_000
+    assert QUICK.backed_up.megabytes < FULL.backed_up.megabytes == 1000
 
 
 def test_what_was_collected_is_verified(tmp_path):
