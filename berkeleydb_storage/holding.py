@@ -15,8 +15,10 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -83,6 +85,15 @@ class Held:
     """Bytes that the log files take on the disk that recovery does not need, and it does."""
     since: float
     """When it began to hold this very place, in seconds since the epoch."""
+
+
+def holder_name(what: str, url: str) -> str:
+    """Return the name of who holds log for a place: the same for the same one, and no other's; to be read by people."""
+    name = f"{what} to {url}"
+    if len(name) <= LONGEST_NAME and name.isprintable():
+        return name
+    digest = hashlib.sha256(os.fsencode(url)).hexdigest()[:16]
+    return f"{what} to {ascii(url)[: LONGEST_NAME // 2]}… {digest}"
 
 
 class Holds:

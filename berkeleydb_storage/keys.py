@@ -38,9 +38,9 @@ def require_key(key: object) -> None:
         OptionError: it is not a text, or is empty, too long, or has a character that cannot be in one.
     """
     if not isinstance(key, str) or not key:
-        raise OptionError("key is a text that is not empty, or None: `openssl rand -base64 32` makes a good one")
+        raise OptionError("key=… takes a text that is not empty, or None: `openssl rand -base64 32` makes a good one")
     if "\0" in key or len(key.encode(errors="replace")) > LONGEST or key != key.encode(errors="replace").decode():
-        raise OptionError(f"key has a NUL, half a character, or more than {LONGEST} bytes: make another one")
+        raise OptionError(f"key=… has a NUL, half a character, or more than {LONGEST} bytes: make another one")
 
 
 def mac_key(key: str | None) -> bytes | None:

@@ -130,6 +130,7 @@ SELF_EVIDENT = (
     "was closed before it was open",
     "was closed while it was opened",
     "is of no use without --tls-cert",
+    "is of no use without --archive-to",
     "others changed it meanwhile",
 )
 """Where nothing needs to be said about what to do."""

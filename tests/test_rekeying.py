@@ -130,7 +130,7 @@ def test_what_was_a_backup_gets_an_identity_of_its_own(source, place):
 REFUSED = {
     "a wrong key": ({"key": NEW}, WrongKey, "encrypted with another key"),
     "no key": ({"key": None}, KeyNeeded, "is encrypted: give the key"),
-    "an empty key": ({"new_key": ""}, OptionError, "key is a text that is not empty"),
+    "an empty key": ({"new_key": ""}, OptionError, "takes a text that is not empty"),
 }
 
 

@@ -45,7 +45,7 @@ from berkeleydb_storage.errors import (
     StoreUnreachable,
 )
 from berkeleydb_storage.files import Position
-from berkeleydb_storage.holding import LONGEST_NAME
+from berkeleydb_storage.holding import holder_name
 from berkeleydb_storage.maintenance import background
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Archiver:
         self._queue = queue
         self._keep = keep or FOREVER
         self._report = report
-        self._holder = f"archive to {store.url}"[:LONGEST_NAME]
+        self._holder = holder_name("archive", store.url)
         what = f"the archive of {source.path} to {store.url}"
         self._what = what
         self._claim = Claim(source.path, store.url)

@@ -27,6 +27,7 @@ from berkeleydb_storage.directory import DESCRIPTION
 from berkeleydb_storage.environment import LOG_FILE_SIZE, TABLES
 from berkeleydb_storage.errors import BackupError, DamagedError, LogGone
 from berkeleydb_storage.files import TABLE_SUFFIX, Position, log_name
+from berkeleydb_storage.holding import holder_name
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
     _refuse_inside(source, repository)
     moment = source.look()
     base = newest(repository.bases(moment.identity.hex()))
-    holder = f"backup to {repository.store.url}"
+    holder = holder_name("backup", repository.store.url)
     position = source.held(holder)
     if base is None or position is None or not is_mine(source, base, position):
         return _everything(source, repository, report, holder, moment, None)

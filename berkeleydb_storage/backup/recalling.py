@@ -103,9 +103,9 @@ def restore(
         OptionError: arguments contradict one another. DiskFullError, OSError: the new storage cannot be written.
     """
     if to is not None and to_commit is not None:
-        raise OptionError("restore takes a time or a commit, `to` or `to_commit`, and not both")
+        raise OptionError("restore: to=… and to_commit=… are two points to go back to: give one of them")
     if new_key is not None and decrypt:
-        raise OptionError("restore takes new_key or decrypt, and not both")
+        raise OptionError("restore: new_key=… encrypts, and decrypt=True does not: give one of them")
     started = time.monotonic()
     repository = Repository(open_store(where, options=options))
     wanted = Wanted(to_commit, None if to is None else _microseconds(to))

@@ -247,7 +247,7 @@ def choose(bases: list[Base], wanted: Wanted) -> Base:
     """
     whole = [base for base in bases if base.manifest is not None]
     if not whole:
-        raise BackupError("there is no backup that is complete: make one with `durus-bdb backup`")
+        raise BackupError("there is no backup that is complete: make one by `durus-bdb backup DIRECTORY PLACE --full`")
     fitting = [base for base in whole if wanted.admits(base.noted.tid, base.noted.time)]
     if not fitting:
         oldest = min((base.noted for base in whole), key=lambda manifest: manifest.tid)

@@ -110,7 +110,7 @@ def _archive(arguments: argparse.Namespace) -> Archive | None:
                 raise OptionError(f"{_name(option)} is of no use without --archive-to")
         return None
     if arguments.read_only:
-        raise OptionError("--archive-to takes a storage that is not --read-only")
+        raise OptionError("--archive-to takes a storage that may be written: leave --read-only out")
     days = arguments.archive_keep_days
     return Archive(
         arguments.archive_to,
