@@ -222,9 +222,9 @@ class Base:
         if self.manifest is None:
             return Position(0, 0), UNKNOWN, UNKNOWN
         chain = self.chain()
-        ends = [(piece.tid, piece.time) for piece in chain if piece.tid != UNKNOWN]
-        tid, time = max([(self.manifest.tid, self.manifest.time), *ends])
-        return (chain[-1].end if chain else self.manifest.end), tid, time
+        end = chain[-1].end if chain else self.manifest.end
+        known = [(piece.tid, piece.time) for piece in self.pieces if piece.tid != UNKNOWN and piece.end <= end]
+        return end, *max([(self.manifest.tid, self.manifest.time), *known])
 
 
 def catalog(names: Iterable[str]) -> list[Base]:
