@@ -214,6 +214,49 @@ def test_many_pieces_of_a_file_are_joined(storage, tmp_path, monkeypatch):
         assert restored(tmp_path / "place", tmp_path / f"back{index}", to_commit=tids[index]) == (tids[index], index)
 
 
+def test_many_pieces_of_the_newest_file_are_joined(storage, tmp_path, monkeypatch):
+    """A thousand to one: each of them once, and it goes on so after an interruption."""
+    monkeypatch.setattr(chain, "RUN", 5)
+    archiver = started(storage, tmp_path / "place")
+    settle(archiver)
+    tids = []
+    for number in range(33):
+        tids.append(put(storage, number))
+        archiver.turn()
+        archiver.wait(PATIENT)
+        if number == 17:
+            archiver.release()
+            archiver = started(storage, tmp_path / "place")
+    settle(archiver)
+    (base,) = Repository(open_store(tmp_path / "place")).bases()
+    assert len(base.chain()) < 12
+    archiver._prune_due = 0.0
+    settle(archiver)
+    (base,) = Repository(open_store(tmp_path / "place")).bases()
+    assert len(base.pieces) == len(base.chain())
+    for index in (2, 16, 17, 18, 32):
+        assert restored(tmp_path / "place", tmp_path / f"back{index}", to_commit=tids[index]) == (tids[index], index)
+
+
+@pytest.mark.parametrize("options", [{"key": "sesame, and a long one"}, {"type": "hash"}])
+def test_storages_of_every_kind(tmp_path, options):
+    for name in ("db", "place"):
+        (tmp_path / name).mkdir()
+    policy = Archive(tmp_path / "place", interval=0.05)
+    for number in range(3):
+        with BerkeleyDBStorage(tmp_path / "db", archive=policy, **options) as storage:
+            connection = Connection(storage)
+            connection.get_root()["a"] = (number, "this is the plaintext")
+            connection.commit()
+    key = options.get("key")
+    restore(tmp_path / "place", tmp_path / "back", key=key)
+    with BerkeleyDBStorage(tmp_path / "back", key=key) as storage:
+        assert Connection(storage).get_root()["a"] == (2, "this is the plaintext")
+    store = open_store(tmp_path / "place")
+    found = any(b"PersistentDict" in whole for whole in (b"".join(store.read(name)) for name in store.list()))
+    assert found == (key is None)
+
+
 def test_everything_is_copied_again_when_the_log_outgrew_it(storage, tmp_path, monkeypatch):
     """Meanwhile the chain before goes on: each commit can be restored."""
     monkeypatch.setattr(archiving, "is_outgrown", lambda base, moment: moment.tid > base.noted.tid + 10)

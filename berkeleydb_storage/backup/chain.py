@@ -6,7 +6,9 @@ Invariants:
 
 1. A piece is added only where the one before ends, and only to a log that is the one the archive has: the identity of
    the storage is that of the base, and the bytes of the last piece, or of the log in the base, are those of the log.
-2. Many small pieces of a log file that is complete are joined: another one has all of them. They go by retention.
+2. Many small pieces are joined: another one has all of them. They go by retention. A thousand are joined to one, and
+   when the log file is complete, all of it is: so a restore has a hundred or so to fetch of the newest log file, and a
+   few of each other one.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from berkeleydb_storage.files import Position
 logger = logging.getLogger(__name__)
 
 MANY = 8
-"""Pieces of a log file that are left as they are."""
+"""Pieces of a log file that is complete which are left as they are."""
+RUN = 1000
+"""Pieces after which they are joined although the log file is not complete."""
 
 
 class Joined(NamedTuple):
@@ -56,6 +60,8 @@ class Chain:
         self._file = self.position  # where the pieces begin that may be joined
         self._count = 0  # of these
         self._boundary: Moment | None = None  # the end of the last of them that is at a commit
+        self._run = self.position  # where those begin that are joined before the log file is complete
+        self._run_count = 0
         self._last = self.position.log  # the log file that the last piece is of
         self.joins: deque[Joined] = deque()
         """Of complete log files; who joined the first one takes it out."""
@@ -81,12 +87,17 @@ class Chain:
     def _add(self, piece: Piece) -> None:
         self.position, self._last = piece.end, piece.start.log
         self._count += 1
+        self._run_count += 1
         if piece.tid != UNKNOWN and piece.end.log == piece.start.log:
             self._boundary = Moment(piece.tid, piece.time, 0, bytes.fromhex(self.identity), piece.end)
+            if self._run_count >= RUN:
+                self.joins.append(Joined(self._run, self._boundary))
+                self._run, self._run_count = piece.end, 0
         if piece.end.log != self._file.log:
             if self._count > MANY and self._boundary is not None:
                 self.joins.append(Joined(self._file, self._boundary))
             self._file, self._count, self._boundary = piece.end, 0, None
+            self._run, self._run_count = piece.end, 0
 
     def join(self, joined: Joined) -> None:
         """Make one piece of many, which is the first of `joins`. Another thread may do that.
