@@ -40,7 +40,7 @@ OTHER = KEY[:-1] + "m"
 SECRET = b"Nobody is to read this: " + uuid.uuid4().hex.encode()
 """Another one in each run, as others use shared memory, too."""
 CLASS = b"PersistentDict"
-COMMITS = 60
+COMMITS = 30
 QUIET = {"checkpoint": CheckpointNever(), "garbage_collection": GarbageManual(), "cachesize": 1 << 20}
 LOCATED = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to see files without a name")
 
