@@ -26,3 +26,12 @@ def run_threads(*functions):
     if failures:
         raise failures[0]
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+
+
+def wait_until(happened, seconds=PATIENCE):
+    """Look again and again whether something has happened, for so long at most, and return what that said."""
+    deadline = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)
+    return found

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import pytest
+from concurrency import wait_until
 from durus.connection import Connection
 
-from berkeleydb_storage import Archive, BerkeleyDBStorage, GarbageManual, cli, restore
+from berkeleydb_storage import Archive, BerkeleyDBStorage, GarbageManual, StorageInUse, cli, restore
+from berkeleydb_storage.backup.archive import Archived
 from berkeleydb_storage.backup.repository import Repository
 from berkeleydb_storage.backup.stores import open_store
 from berkeleydb_storage.commands import archiving
@@ -67,10 +69,7 @@ def reached(place):
 
 
 def wait_for(tid, place):
-    until = time.monotonic() + PATIENT
-    while reached(place) < tid:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: reached(place) >= tid)
 
 
 def test_once(db, tmp_path, capsys):
@@ -144,13 +143,12 @@ def test_it_follows_owners(db, tmp_path):
 
 def opened_soon(path):
     """Open a storage that the command may have open for a moment."""
-    until = time.monotonic() + PATIENT
-    while True:
-        try:
+
+    def attempt():
+        with suppress(StorageInUse):
             return opened(path)
-        except Exception:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+
+    return wait_until(attempt)
 
 
 def test_what_a_killed_owner_left_comes(db, tmp_path, monkeypatch):
@@ -193,8 +191,7 @@ def test_stat_shows_the_archive_of_an_owner(db, tmp_path, capsys):
     (tmp_path / "place").mkdir()
     with opened(db, archive=Archive(tmp_path / "place", interval=0.02)) as storage:
         commit(storage, 2)
-        while storage.statistics().archive.tid is None:
-            pass
+        wait_until(lambda: storage.statistics().archive.tid is not None)
         assert cli.main(["stat", str(db)]) == 0
         assert f"archive        {tmp_path / 'place'}: all up to" in capsys.readouterr().out
         assert cli.main(["stat", str(db), "--json"]) == 0
@@ -234,8 +231,6 @@ def test_options_of_a_server_that_make_no_sense(db, arguments, capsys):
 
 
 def test_the_line_of_one_that_fails():
-    from berkeleydb_storage.backup.archive import Archived
-
     figures = Archived("s3://a", 1, 2.0, 3, 4.0, 5, 6, 7, None, 0, "no route")
     assert archiving._line(figures) == "s3://a is 4 s behind: no route"
     assert "transaction 1; 3 bytes, 4.0 s behind; 6 pieces" in archiving._line(

@@ -9,6 +9,7 @@ import time
 
 import flaky
 import pytest
+from concurrency import wait_until
 from durus.connection import Connection
 from flaky import FAULTS, faults
 
@@ -495,12 +496,10 @@ def test_a_place_that_is_not_there_yet(tmp_path):
     (tmp_path / "db").mkdir()
     with BerkeleyDBStorage(tmp_path / "db", archive=Archive(tmp_path / "place", interval=0.01)) as storage:
         put(storage, 0)
-        while not storage.statistics().archive.failing:
-            pass
+        wait_until(lambda: storage.statistics().archive.failing)
         assert "mount its disk" in storage.statistics().archive.failing
         (tmp_path / "place").mkdir()
-        while storage.statistics().archive.tid is None:
-            pass
+        wait_until(lambda: storage.statistics().archive.tid is not None)
         assert storage.statistics().archive.failing == ""
     assert restored(tmp_path / "place", tmp_path / "back")[1] == 0
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import flaky
 import pytest
+from concurrency import wait_until
 from flaky import FAULTS, FlakyFileSystem, faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -386,8 +387,7 @@ def test_a_request_that_hangs_is_given_up():
     finally:
         FAULTS.hanging.set()
     patience = store._patience
-    while patience._late:
-        pass
+    wait_until(lambda: not patience._late)
     patience.seconds = 60
     assert store.list() == {"a": 1}
 
