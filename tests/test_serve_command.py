@@ -216,7 +216,9 @@ def test_backups_by_themselves(served, tmp_path):
         increment(ClientStorage(server.address))
         server.wait_for("backup of ", after=lines)
     server.stop()
-    assert 1 <= len(list_backups(tmp_path)) <= 2
+    [first, *kept] = list_backups(tmp_path)
+    assert first.kind == "full"
+    assert 1 <= len(kept) <= 2
 
 
 def limits_of(server):

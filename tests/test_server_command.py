@@ -11,6 +11,7 @@ from contextlib import closing
 
 import pytest
 import trustme
+from backed import restored
 from concurrency import PATIENCE
 from conftest import check_directory
 from durus.connection import Connection
@@ -157,12 +158,13 @@ def test_backup(server, tmp_path):
     out, _ = run("server", server.address, "backup")
     [made] = list_backups(tmp_path / "backups")
     assert re.fullmatch(
-        rf"backed up unix:\S+ to {made.path} \(there\): 1,001 objects, [\d,]+ bytes in \d+\.\d s\n", out
+        rf"backed up unix:\S+ to {made.where} \(there\): 1,001 objects, [\d,]+ bytes in \d+\.\d s\n", out
     )
     values = json.loads(run("server", server.address, "backup", "--json")[0])
-    assert values["path"] == str(list_backups(tmp_path / "backups")[1].path)
-    assert values["objects"] == 1001
-    with BerkeleyDBStorage(values["path"], read_only=True) as storage:
+    [_, second] = list_backups(tmp_path / "backups")
+    assert (values["name"], values["kind"], values["objects"]) == (second.name, "incremental", 1001)
+    path = restored(tmp_path / "backups")
+    with BerkeleyDBStorage(path, read_only=True) as storage:
         assert len(Connection(storage).get_root()) == 1000
     assert "info backed-up to=" in server.output
 
@@ -193,11 +195,11 @@ def test_a_backup_under_way_ends_with_the_server(directory, tmp_path):
     backups = tmp_path / "backups"
     backups.mkdir()
     options = ("--listen", f"unix:{tmp_path}/s", "--backup-to", backups)
-    server = Serving(directory, *options, signalled=("backup.logs", signal.SIGTERM, 1))
+    server = Serving(directory, *options, signalled=("backup.tables", signal.SIGTERM, 1))
     _, err = run("server", server.address, "backup", code=2)
     assert err == "durus-bdb: the server: the server ends: there is no backup\n"
     assert server.join()[0] == 0
-    assert [path for path in backups.iterdir() if path.name != ".lock"] == []
+    assert list_backups(backups) == []
     check_directory(directory)
 
 

@@ -99,7 +99,9 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
     run = Run(moment.tid, moment.time)
     repository.add_run(base, run, values)
     failpoints.reached("backup.noted")
-    return described(repository, base, run, values)
+    made = described(repository, base, run, values)
+    logger.info("backup of what is new in %s to %s in %.1f s", source.path, made.where, made.seconds)
+    return made
 
 
 def _refuse_inside(source: Source, repository: Repository) -> None:
@@ -205,22 +207,22 @@ def newest(bases: list[Base]) -> Base | None:
 def is_mine(source: Source, base: Base, position: Position) -> bool:
     """Tell whether the chain of a base is of the log that the source has, so that it may be continued.
 
-    It is where the log is held from its end on. Who was killed after it had written pieces, and before it held the
-    log from their end on, holds what is in them, too: then they are compared.
+    The log is held from its end on, or from before, where who wrote the last pieces was killed then, or another writes
+    there too. What is not before the place that is held is compared, and the last piece in any case: a disk that
+    forgot writes may have taken the storage back to a state before it, and not the note of what is held.
 
     Args:
         source: of what.
         base: the base.
         position: from where on the source holds the log.
     """
-    reached = base.reach()[0]
-    if position >= reached:
-        return position == reached
-    unheld = [piece for piece in base.chain() if piece.end > position]
+    chain = base.chain()
+    if position > base.reach()[0]:
+        return False
+    unheld = [piece for piece in chain if piece.end > position]
     try:
-        return (position >= base.noted.end or _ends_as(source, base)) and all(
-            piece.start >= position and _digest(source, piece.start, piece.end)[:DIGITS] == piece.digest
-            for piece in unheld
+        return (bool(chain) and position >= base.noted.end or _ends_as(source, base)) and all(
+            _digest(source, piece.start, piece.end)[:DIGITS] == piece.digest for piece in unheld or chain[-1:]
         )
     except (LogGone, DamagedError):
         return False
