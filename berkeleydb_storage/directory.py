@@ -45,6 +45,7 @@ from berkeleydb_storage.errors import (
 )
 from berkeleydb_storage.files import TABLE_SUFFIX
 from berkeleydb_storage.format import ENCRYPTED_VERSION, FORMAT_VERSION
+from berkeleydb_storage.keys import mac_key
 from berkeleydb_storage.options import TYPES
 
 LOCK = "lock"
@@ -492,6 +493,8 @@ class Directory:
                 raise DamagedError(f"{where} is missing: restore the storage from a backup")
             if where.stat().st_size < files.PAGE_SIZE:
                 raise DamagedError(f"{where} is cut off: restore the storage from a backup")
+            if not self._first_page_is_sound(where, key):
+                raise DamagedError(f"the first page of {where} is damaged: restore the storage from a backup")
         for where in self.shortened(description) if description.state == CLOSED else ():
             raise DamagedError(
                 f"{where} is cut off, it has {where.stat().st_size} of {description.sizes[where.name]} bytes: restore "
@@ -506,6 +509,14 @@ class Directory:
                     "are needed: put it back, or restore the storage from a backup"
                 )
         self._verify_checkpoint(description, key)
+
+    def _first_page_is_sound(self, where: Path, key: str | None) -> bool:
+        """Tell whether it is; the library takes its word for whether the pages of the table have checksums."""
+        try:
+            with where.open("rb", buffering=0) as file:
+                return files.page_is_sound(file.read(files.PAGE_SIZE), mac_key(key))
+        except OSError as error:
+            raise self._explained(error) from error
 
     def _verify_checkpoint(self, description: Description, key: str | None) -> None:
         """Look for the record of the newest known checkpoint: the tables may hold whatever happened up to there.

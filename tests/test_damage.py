@@ -201,6 +201,18 @@ def test_every_bit_of_the_description(place, state):
         assert bad not in tally.counts, tally.cases[bad][:20]
 
 
+@pytest.mark.parametrize("name", [f"{table}.db" for table in TABLES])
+def test_a_table_that_says_that_it_has_no_checksums(place, name):
+    """Then the library looks at none, and for the rows of its pages in the wrong place."""
+    example = Example(place, "closed")
+    contents = bytearray(example.files[name])
+    contents[26] ^= 1
+    (example.path / name).write_bytes(contents)
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(DamagedError, match=f"the first page of .*{name} is damaged: restore"):
+            quiet(example.path, **options)
+
+
 @pytest.mark.parametrize("type", ["btree", "hash"])
 def test_a_page_of_zeros_is_found_when_it_is_opened(place, type):
     """Of a btree; in a hash it may be right, and does not stop the library."""
