@@ -205,9 +205,7 @@ def test_killed_it_leaves_what_does_not_open(source, place, tmp_path, name):
         return
     for key in (OLD, NEW, None):
         for read_only in (False, True):
-            with pytest.raises(
-                BerkeleyDBStorageError, match=r"storage\.json is missing|a Berkeley DB env|no stor"
-            ):
+            with pytest.raises(BerkeleyDBStorageError, match=r"storage\.json is missing|a Berkeley DB env|no stor"):
                 BerkeleyDBStorage(place / "target", key=key, read_only=read_only)
     with pytest.raises(StorageNotEmpty):
         rekey(source, OLD, place / "target", NEW)
