@@ -328,6 +328,12 @@ SECRETS = [
 ]
 
 
+def test_a_name_in_front_of_a_host_is_no_secret():
+    """It may be the container, and two of them are not the same place."""
+    assert without_credentials("abfs://box@account.host/a") == "abfs://box@account.host/a"
+    assert without_credentials("sftp://me@host/a") == "sftp://me@host/a"
+
+
 @pytest.mark.parametrize("text", SECRETS)
 def test_credentials_are_not_shown(text):
     assert "sesame77" not in without_credentials(text)
@@ -396,6 +402,12 @@ def test_patience_passes_on_what_is_raised():
     with pytest.raises(KeyError, match="mine"):
         Patience(60).call({}.__getitem__, "mine")
     assert Patience(60).call(max, [1, 2], key=lambda x: -x) == 1
+
+
+def test_without_new_threads_it_is_done_all_the_same(monkeypatch):
+    """At the end of the interpreter there are none, and a storage that nobody closed is closed then."""
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no new thread")))
+    assert Patience(60).call(max, 1, 2) == 2
 
 
 @pytest.mark.parametrize("scheme", ["flaky", "renaming"])

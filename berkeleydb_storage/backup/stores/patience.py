@@ -36,7 +36,10 @@ class Patience:
             if self._late >= HANGING:
                 raise TimeoutError(f"{self._late} requests hang")
         call = _Call(lambda: work(*arguments, **named), self._ended_late)
-        threading.Thread(target=call.run, name="berkeleydb_storage store", daemon=True).start()
+        try:
+            threading.Thread(target=call.run, name="berkeleydb_storage store", daemon=True).start()
+        except RuntimeError:  # the interpreter ends, or there are too many: it is waited for, however long it takes
+            call.run()
         if not call.wait(self.seconds):
             with self._lock:
                 self._late += 1

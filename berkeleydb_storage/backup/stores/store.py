@@ -17,7 +17,7 @@ HIDDEN = ".making"
 """Below the root: what is not whole yet. Never listed."""
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@:]*:[^/\s@]*@")
 _QUERY = re.compile(r"(://[^\s?#'\"]*)[?#][^\s'\"]*")
 _SECRET = re.compile(r"(?i)\b((?:[a-z_]*(?:key|secret|token|password|passwd|sig|signature))=)[^\s;&,'\"]+")
 
@@ -71,6 +71,6 @@ def verify_name(name: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Return a URL, or a message with some, without user names, passwords, signatures and keys."""
+    """Return a URL, or a message with some, without passwords and who they are of, signatures and keys."""
     text = _QUERY.sub(r"\1", _CREDENTIALS.sub("", text))
     return _SECRET.sub(r"\1…", text)
