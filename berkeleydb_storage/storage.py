@@ -77,7 +77,8 @@ class BerkeleyDBStorage(Session):
             validate_garbage: default False. True re-checks the garbage queue now: 3 microseconds an entry.
             checkpoint: when to make checkpoints; default `CheckpointThread()`.
             garbage_collection: when to collect garbage; default `GarbageThread()`.
-            backup: when to back it up by itself, and where to; default None: never. Cost: a whole copy each time.
+            backup: when to back it up by itself, and where to; default None: never. Cost: everything is
+                copied once; then what is new.
             archive: where to copy what is committed, every second; default None: nowhere. Cost: everything is copied
                 once; then the network, and some processor time of another thread.
             readonly: what Durus calls `read_only`.

@@ -218,7 +218,7 @@ def test_a_time_that_is_later_is_everything(original):
 
 def test_arguments_that_contradict(original, tmp_path):
     for wrong in ({"to": 1.0, "to_commit": 1}, {"new_key": "x", "decrypt": True}):
-        with pytest.raises(OptionError, match="and not both"):
+        with pytest.raises(OptionError, match="give one of them"):
             restore(original.where, tmp_path / "new", **wrong)
 
 
