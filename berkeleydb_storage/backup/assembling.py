@@ -48,15 +48,25 @@ def describe(values: dict[str, Any], where: str) -> Description:
         ) from error
 
 
-def verify(directory: Path, description: Description, key: str | None) -> None:
+def verify(path: Path, description: Description, key: str | None, where: str) -> None:
     """Look whether the files can be used here, before anything is fetched.
 
+    Args:
+        path: where they are to be.
+        description: of the storage that was backed up.
+        key: what it is to be read with.
+        where: the backup, for people.
+
     Raises:
-        LibraryMismatch: another version of the library wrote them. WrongKey, OptionError: it takes another key.
+        LibraryMismatch: another version of the library wrote them. WrongKey, KeyNeeded, OptionError: it takes another
+            key, or none.
     """
-    copy = Directory(directory)
-    copy.verify_library(description, LIBRARY)
-    copy.verify_key(description, key)
+    copy = Directory(path)
+    try:
+        copy.verify_library(description, LIBRARY)
+        copy.verify_key(description, key)
+    except BerkeleyDBStorageError as error:
+        raise type(error)(str(error).replace(str(path), where, 1)) from error
 
 
 def finish(path: Path, description: Description, key: str | None, *, cachesize: int = CACHE) -> State:

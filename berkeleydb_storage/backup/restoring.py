@@ -144,7 +144,7 @@ class Restoring:
         """Make an empty directory a storage with the state wanted; killed, it is none. Raises as `into`."""
         manifest = base.noted
         description = describe(manifest.description, base.folder)
-        verify(path, description, self._key)
+        verify(path, description, self._key, f"{self._repository.store.url}/{base.folder}")
         _require_tables(base)
         for name in manifest.files:
             self._write(path / _plain(name, base), 0, self._repository.read_file(base, name))
