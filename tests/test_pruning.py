@@ -70,7 +70,7 @@ def test_killed_at_each_removal(filled, place, monkeypatch, keep):
     for _ in itertools.count():
         monkeypatch.setattr(failpoints, "hook", die)
         try:
-            prune(repository, before[0].identity, before[0].storage, Keep.of(keep))
+            prune(repository, before[0].identity, Keep.of(keep))
             break
         except Killed:
             monkeypatch.setattr(failpoints, "hook", None)

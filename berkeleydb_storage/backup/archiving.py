@@ -29,7 +29,7 @@ from berkeleydb_storage.backup.catalog import Base
 from berkeleydb_storage.backup.chain import Chain, Joined, resume
 from berkeleydb_storage.backup.claim import Claim
 from berkeleydb_storage.backup.guarding import GuardedSource
-from berkeleydb_storage.backup.making import is_outgrown
+from berkeleydb_storage.backup.making import is_outgrown, refuse_inside
 from berkeleydb_storage.backup.pruning import prune
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.retention import Keep
@@ -166,6 +166,7 @@ class Archiver:
         self._what = what
         self._claim = Claim(source.path, store.url)
         self._refused = False
+        self._released = False  # what runs in a thread of its own then ends
         self._turning = threading.Lock()
         # what follows is changed by who holds _turning, and read by any thread
         self._chain: Chain | None = None
@@ -245,6 +246,7 @@ class Archiver:
 
     def release(self) -> None:
         """Let another archive."""
+        self._released = True
         with self._turning:
             self._forget()
             self._claim.release()
@@ -299,7 +301,7 @@ class Archiver:
 
     def _claimed(self) -> bool:
         if self._claim.take():
-            self._refused = False
+            self._refused = self._released = False
             return True
         if not self._refused:
             self._refused = True
@@ -331,6 +333,7 @@ class Archiver:
     def _work(self, moment: Moment, now: float) -> None:
         self._end_base()
         if not self._known:
+            refuse_inside(self._source, self._repository)
             self._chain, self._known = resume(self._repository, self._source, moment), True
         chain = self._chain
         if chain is not None and chain.identity != moment.identity.hex():
@@ -481,10 +484,11 @@ class Archiver:
                 logger.warning("%s: what is needless is not removed: %s; tried again later", self._what, error)
         if self._pruning is None and time.monotonic() >= self._prune_due:
             self._prune_due = time.monotonic() + PRUNE
-            identity, path = moment.identity.hex(), str(self._source.path)
-            self._pruning = _Task(
-                lambda: prune(Repository(self._store), identity, path, self._keep), "archive retention"
-            )
+            identity = moment.identity.hex()
+            self._pruning = _Task(lambda: self._prune(identity), "archive retention")
+
+    def _prune(self, identity: str) -> int:
+        return prune(Repository(self._store), identity, self._keep, lambda: self._released)
 
 
 def distance(start: Position, end: Position) -> int:

@@ -77,7 +77,7 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
         BackupError: it cannot be made; what was there before can be restored. As `Source` says.
     """
     started = time.monotonic()
-    _refuse_inside(source, repository)
+    refuse_inside(source, repository)
     moment = source.look()
     base = newest(repository.bases(moment.identity.hex()))
     holder = holder_name("backup", repository.store.url)
@@ -104,7 +104,7 @@ def back_up(source: Source, repository: Repository, report: Report, *, full: boo
     return made
 
 
-def _refuse_inside(source: Source, repository: Repository) -> None:
+def refuse_inside(source: Source, repository: Repository) -> None:
     """Refuse to write backups into the directory of a storage, where they are lost with it and would be in its way.
 
     Raises:
@@ -221,7 +221,7 @@ def is_mine(source: Source, base: Base, position: Position) -> bool:
         return False
     unheld = [piece for piece in chain if piece.end > position]
     try:
-        return (bool(chain) and position >= base.noted.end or _ends_as(source, base)) and all(
+        return ((bool(chain) and position >= base.noted.end) or _ends_as(source, base)) and all(
             _digest(source, piece.start, piece.end)[:DIGITS] == piece.digest for piece in unheld or chain[-1:]
         )
     except (LogGone, DamagedError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from itertools import takewhile
 
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.backup.repository import Repository
@@ -12,24 +14,26 @@ from berkeleydb_storage.backup.retention import Keep, needless
 logger = logging.getLogger(__name__)
 
 
-def prune(repository: Repository, identity: str, storage: str, keep: Keep) -> int:
+def prune(repository: Repository, identity: str, keep: Keep, ended: Callable[[], bool] = lambda: False) -> int:
     """Remove what is needless, and return how many objects that were. Killed meanwhile, what is kept can be restored.
+
+    What a storage of another identity left stays, also where that had the same path: it may be another machine's.
 
     Args:
         repository: where.
         identity: of the storage, in hexadecimal digits.
-        storage: its path. What another identity left that had the same path counts, too: it was restored there.
         keep: what stays.
+        ended: asked before each is removed, of which there may be many: True leaves the rest to the next time.
 
     Raises:
         BackupError: the store cannot be read, or does not remove something.
     """
-    bases = repository.bases()
-    mine = [base for base in bases if base.identity == identity or (base.manifest and base.manifest.storage == storage)]
-    names = needless(mine, keep, time.time_ns() // 1000)
-    for name in names:
+    names = needless(repository.bases(identity), keep, time.time_ns() // 1000)
+    removed = 0
+    for name in takewhile(lambda _: not ended(), names):
         repository.store.remove(name)
+        removed += 1
         failpoints.reached("backup.removing")
-    if names:
-        logger.info("%d objects of older backups are removed from %s", len(names), repository.store.url)
-    return len(names)
+    if removed:
+        logger.info("%d objects of older backups are removed from %s", removed, repository.store.url)
+    return removed

@@ -43,7 +43,8 @@ def select(bases: list[Base], of: str | None, where: str) -> list[Base]:
     """Return the bases of one storage: that with the path or identity `of`, or the only one there is.
 
     A storage that was restored and went on has another identity than before, and often the same path: with a path, it
-    is the one that was backed up last. A copy of the files has the same identity, and another path.
+    is the one that was backed up last, if the others were not any more since it was first. A copy of the files has the
+    same identity, and another path.
 
     Raises:
         BackupError: there is none, or there are several.
@@ -62,6 +63,13 @@ def select(bases: list[Base], of: str | None, where: str) -> list[Base]:
     if len(paths) > 1:
         raise BackupError(f"{where} has backups of {', '.join(sorted(paths))}: say which, by --of")
     newest = max(known, key=lambda base: base.reach()[2])
+    begun = min(base.begun for base in known if base.identity == newest.identity)
+    beside = {base.identity for base in known if base.reach()[2] > begun}
+    if len(beside) > 1:
+        raise BackupError(
+            f"{where} has backups of several storages that have the path {newest.noted.storage}, as those of several "
+            f"machines: say which, by --of and the name of its folder ({', '.join(sorted(beside))})"
+        )
     others = {base.folder for base in bases if base.manifest and of is not None and base not in known}
     return [base for base in bases if base.identity == newest.identity and base.folder not in others]
 

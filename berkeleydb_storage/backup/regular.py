@@ -76,7 +76,7 @@ class Backups:
         repository = Repository(open_store(target))
         made = back_up(self.source, repository, report, full=full)
         if keep is not None:
-            prune(repository, made.identity, made.storage, keep)
+            prune(repository, made.identity, keep, lambda: self._stopped)
         return made
 
     def _require_running(self) -> None:

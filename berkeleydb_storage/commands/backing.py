@@ -38,7 +38,7 @@ def _backup(arguments: argparse.Namespace, console: Console) -> int:
     repository = Repository(place(arguments, create=True))
     with console.progress(unit="bytes") as progress:
         made = _made(arguments, repository, progress)
-        removed = 0 if keep is None else prune(repository, made.identity, made.storage, keep)
+        removed = 0 if keep is None else prune(repository, made.identity, keep)
     console.result(
         {"directory": arguments.directory, **asdict(made), "removed": removed},
         f"backed up {arguments.directory} as of {_when(made)}, transaction {made.tid}, to {made.where}: {made.kind}, "
@@ -99,7 +99,7 @@ def _backups(arguments: argparse.Namespace, console: Console) -> int:
     removed = 0
     if keep is not None:
         base = select(repository.bases(), arguments.of, repository.store.url)[-1]
-        removed = prune(repository, base.identity, base.noted.storage, keep)
+        removed = prune(repository, base.identity, keep)
     elif arguments.of is not None:
         raise OptionError("--of says whose backups --keep-… is about: give one of those, too")
     found = list_backups(arguments.place, options=store_options(arguments))

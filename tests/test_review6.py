@@ -1,0 +1,92 @@
+"""Backups that share a place or a past: whose they are, what continues them, what is removed."""
+
+import shutil
+
+import pytest
+from backed import contents, restored, verify
+from graphs import commit, hand_out, quiet, record
+
+from berkeleydb_storage import BackupError, list_backups, restore
+from berkeleydb_storage.cli import main
+
+
+def made(path, target, data, keep=None):
+    """Commit something to the storage at a path, which is made where it is not, and back it up."""
+    path.mkdir(exist_ok=True)
+    with quiet(path) as storage:
+        if not storage.get_size():
+            hand_out(storage, 2)
+        commit(storage, record(0, 1), record(1, data=data))
+        return storage.backup(target, keep=keep)
+
+
+@pytest.fixture
+def target(tmp_path):
+    (tmp_path / "backups").mkdir()
+    return tmp_path / "backups"
+
+
+@pytest.fixture
+def machines(tmp_path, target):
+    """Two storages that have the same path, each on its own machine; the first is backed up seldom."""
+    path, first, second = tmp_path / "db", tmp_path / "first", tmp_path / "second"
+    one = made(path, target, b"first")
+    path.rename(first)
+    made(path, target, b"second 1", keep=1)
+    path.rename(second)
+    first.rename(path)
+    made(path, target, b"first again")
+    path.rename(first)
+    second.rename(path)
+    two = made(path, target, b"second 2", keep=1)
+    return one.identity, two.identity
+
+
+def test_another_machine_keeps_its_backups(machines, target):
+    first, second = machines
+    kept = list_backups(target)
+    assert [backup.identity for backup in kept].count(first) == 2
+    assert {backup.identity for backup in kept} == {first, second}
+
+
+def test_which_machine_is_asked(machines, target, tmp_path):
+    with pytest.raises(BackupError, match=r"several storages that have the path .* --of"):
+        restore(target, tmp_path / "restored")
+    for identity, data in zip(machines, (b"first again", b"second 2"), strict=True):
+        assert record(1, data=data) in contents(restored(target, of=identity)).values()
+
+
+def test_what_was_restored_goes_on(tmp_path, target):
+    path = tmp_path / "db"
+    before = made(path, target, b"before")
+    shutil.rmtree(path)
+    restore(target, path)
+    after = made(path, target, b"after", keep=2)
+    assert before.identity != after.identity
+    assert [backup.name for backup in list_backups(target)] == [before.name, after.name]
+    assert record(1, data=b"after") in contents(restored(target)).values()
+
+
+def test_a_disk_that_forgot_writes(tmp_path, target):
+    path, state = tmp_path / "db", tmp_path / "state"
+    made(path, target, b"1")
+    shutil.copytree(path, state)
+    made(path, target, b"2")
+    note = (path / "keep.json").read_bytes()
+    shutil.rmtree(path)
+    shutil.copytree(state, path)
+    (path / "keep.json").write_bytes(note)
+    assert made(path, target, b"3").kind == "full"
+    copy = restored(target)
+    verify(copy)
+
+
+def test_old_ones_are_removed_while_one_is_being_made(tmp_path, target, capsys):
+    for number in range(3):
+        made(tmp_path / "db", target, b"%d" % number)
+    identity = list_backups(target)[0].identity
+    unfinished = target / identity / "29991231T235959.000000Z-000000000999"
+    unfinished.mkdir()
+    (unfinished / "objects.db").write_bytes(b"\0")
+    assert main(["backups", str(target), "--keep-last", "1"]) == 0
+    assert len(list_backups(target)) == 2  # the copy of everything, and the newest after it
