@@ -504,6 +504,13 @@ def test_a_place_that_is_not_there_yet(tmp_path):
     assert restored(tmp_path / "place", tmp_path / "back")[1] == 0
 
 
+def test_a_place_in_the_storage_itself_is_none(storage, tmp_path):
+    archiver = started(storage, tmp_path / "db" / "place")
+    archiver.turn()
+    assert "is in a storage" in archiver.figures().failing
+    assert archiver.figures().tid is None
+
+
 def test_what_can_never_work_is_refused_before_anything_is_opened(tmp_path):
     (tmp_path / "db").mkdir()
     with pytest.raises(BackupError, match="nosuch"):
