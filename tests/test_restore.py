@@ -1,6 +1,7 @@
 """Storages out of backups: as of any commit or time, interrupted, refused, and of what is damaged."""
 
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import time
 import zlib
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +41,7 @@ from berkeleydb_storage import (
     verify_backups,
 )
 from berkeleydb_storage.backup import making
-from berkeleydb_storage.backup.catalog import MANIFEST
+from berkeleydb_storage.backup.catalog import DIGITS, MANIFEST
 from berkeleydb_storage.backup.restoring import AHEAD
 from berkeleydb_storage.backup.stores import LocalStore
 from berkeleydb_storage.errors import DamagedBackup
@@ -542,6 +544,25 @@ def test_pieces_that_are_there_twice(made):
     name = piece.name.replace(piece.digest, "0" * 16)
     path.with_name(name).write_bytes(path.read_bytes()[:-1] + b"!")
     assert attempt(made.where, made, {}, made.last) is None
+
+
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.95])
+def test_log_that_was_damaged_before_it_was_copied(made, place):
+    """Its checksum in the place is right: the library takes the damage for the end, which is too early."""
+    second = bases(made.where)[1]
+    piece = second.chain()[-1]
+    path = made.where / second.folder / "pieces" / piece.name
+    damage(path, place)
+    data = path.read_bytes()
+    path.rename(path.with_name(replace(piece, digest=hashlib.sha256(data).hexdigest()[:DIGITS]).name))
+    with pytest.raises(BerkeleyDBStorageError) as caught:
+        restored(made.where)
+    known = advised(str(caught.value))
+    assert known is None or contents(restored(made.where, to_commit=known)) == made.states[known]
+    assert not verify_backups(made.where).sound
+    with pytest.raises(BerkeleyDBStorageError):
+        restored(made.where, to=made.times[made.last])
+    assert contents(restored(made.where, to_commit=second.noted.tid)) == made.states[second.noted.tid]
 
 
 def test_a_manifest_that_names_other_files(made):

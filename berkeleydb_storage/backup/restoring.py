@@ -28,8 +28,8 @@ from berkeleydb_storage.backup.assembling import State, describe, finish, verify
 from berkeleydb_storage.backup.catalog import MANIFEST, UNKNOWN, Base, Piece, follow
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.environment import TABLES
-from berkeleydb_storage.errors import BackupError, DamagedBackup
-from berkeleydb_storage.files import TABLE_SUFFIX, Position
+from berkeleydb_storage.errors import BackupError, DamagedBackup, StoreUnreachable
+from berkeleydb_storage.files import TABLE_SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -151,16 +151,13 @@ class Restoring:
         failpoints.reached("restore.base")
         known = self._fetch_log(path, base, wanted)
         if not wanted.everything:
-            self._cut(path, manifest.end, wanted)
+            self._cut(path, base, wanted, known)
         _sync(path)
         failpoints.reached("restore.log")
         self._report("applying the log", 0)
         state = finish(path, description, self._key)
         if wanted.everything and state.tid < known:
-            raise DamagedBackup(
-                f"the log after {base.folder} ends with transaction {state.tid}, and not with {known}, it is damaged: "
-                f"{_advice(state.tid)}"
-            )
+            raise _too_early(base, state.tid, known)
         if wanted.tid not in (None, state.tid):
             raise DamagedBackup(
                 f"transaction {wanted.tid} is not in the log after {base.folder}, {state.tid} is the one before that: "
@@ -186,9 +183,11 @@ class Restoring:
         reached, known = base.noted.end, base.noted.tid
         if wanted.tid is not None and known >= wanted.tid:
             return known
-        left = list(base.pieces)
-        damaged: DamagedBackup | None = None
-        while plan := follow(left, reached):
+        if base.lacks():  # a backup may have been made while that was listed
+            base = self._repository.again(base)
+        useless: set[Piece] = set()
+        damaged: BackupError | None = None
+        while plan := follow([piece for piece in base.pieces if piece not in useless], reached):
             try:
                 for piece, data in self._read(base, plan):
                     self._write(path / files.log_name(piece.start.log), piece.start.offset, (data,))
@@ -196,10 +195,13 @@ class Restoring:
                     known = piece.tid or known
                     if wanted.passed(piece):
                         return known
-            except DamagedBackup as error:  # there may be another piece with the same bytes
+            except StoreUnreachable:
+                raise
+            except BackupError as error:  # there may be another piece with the same bytes, or one by now
                 damaged = error
-                left.remove(next(piece for piece in plan if piece.end > reached))
-        if damaged is None and any(piece.end > reached for piece in left):
+                useless.add(next(piece for piece in plan if piece.end > reached))
+                base = self._repository.again(base)
+        if damaged is None and (base.lacks() or any(piece.end > reached for piece in base.pieces)):
             damaged = DamagedBackup(f"{base.folder}: the log from {reached.log}/{reached.offset} on is missing")
         if damaged is not None:
             raise DamagedBackup(f"{damaged}; {_advice(known)}")
@@ -222,8 +224,12 @@ class Restoring:
                 for _, data in waiting:
                     data.cancel()
 
-    def _cut(self, path: Path, end: Position, wanted: Wanted) -> None:
-        """End the log after the last commit that is wanted, or at the end of the base."""
+    def _cut(self, path: Path, base: Base, wanted: Wanted, known: int) -> None:
+        """End the log after the last commit that is wanted, or at the end of the base.
+
+        Raises:
+            DamagedBackup: transaction `known`, which is in it, is not found.
+        """
         done = 0
 
         def report(size: int) -> None:
@@ -231,11 +237,16 @@ class Restoring:
             done += size
             self._report("reading the log", done)
 
+        end, seen = base.noted.end, base.noted.tid
         for commit in commits.scan(path, self._key, report):
+            seen = max(seen, commit.tid)
             if commit.end > end:
                 if not wanted.admits(commit.tid, commit.time):
                     break
                 end = commit.end
+        else:
+            if seen < (known if wanted.tid is None else min(known, wanted.tid)):
+                raise _too_early(base, seen, known)
         commits.cut(path, end)
 
 
@@ -291,6 +302,12 @@ def _require_sound(base: Base, bases: list[Base], wanted: Wanted) -> None:
             f"{damaged[-1].folder}/{MANIFEST} is damaged, and may have what came after transaction {tid}: "
             f"{_advice(tid)}"
         )
+
+
+def _too_early(base: Base, tid: int, known: int) -> DamagedBackup:
+    return DamagedBackup(
+        f"the log after {base.folder} ends with transaction {tid}, and not with {known}, it is damaged: {_advice(tid)}"
+    )
 
 
 def _advice(tid: int) -> str:
