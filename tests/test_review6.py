@@ -1,12 +1,16 @@
 """Backups that share a place or a past: whose they are, what continues them, what is removed."""
 
+import hashlib
 import shutil
 
 import pytest
 from backed import contents, restored, verify
 from graphs import commit, hand_out, quiet, record
 
-from berkeleydb_storage import BackupError, list_backups, restore
+from berkeleydb_storage import BackupError, DamagedBackup, list_backups, restore, verify_backups
+from berkeleydb_storage.backup import recalling, restoring, verifying
+from berkeleydb_storage.backup.catalog import DIGITS, PIECES, Piece
+from berkeleydb_storage.backup.repository import Repository
 from berkeleydb_storage.cli import main
 
 
@@ -90,3 +94,53 @@ def test_old_ones_are_removed_while_one_is_being_made(tmp_path, target, capsys):
     (unfinished / "objects.db").write_bytes(b"\0")
     assert main(["backups", str(target), "--keep-last", "1"]) == 0
     assert len(list_backups(target)) == 2  # the copy of everything, and the newest after it
+
+
+def pieces_of(target):
+    return sorted(target.rglob("pieces/*"))
+
+
+def test_the_newest_piece_is_missed(tmp_path, target):
+    for number in range(4):
+        last = made(tmp_path / "db", target, b"%d" % number)
+    pieces_of(target)[-1].unlink()
+    assert not verify_backups(target).sound
+    with pytest.raises(DamagedBackup, match=rf"is missing; .* --to-commit {last.tid - 1}$"):
+        restore(target, tmp_path / "restored")
+    verify(restored(target, to_commit=last.tid - 1))
+
+
+class Joining(Repository):
+    """One in which all pieces are joined to one as soon as the first of them is to be read."""
+
+    def read_piece(self, base, piece):
+        if len(base.pieces) > 1:
+            data = [Repository.read_piece(self, base, each) for each in base.pieces]
+            first, last = base.pieces[0], base.pieces[-1]
+            digest = hashlib.sha256(b"".join(data)).hexdigest()[:DIGITS]
+            longer = Piece(first.start, last.end, last.tid, last.time, digest)
+            self._write(f"{base.folder}/{PIECES}/{longer.name}", data, compressed=False)
+            self.store.remove(*(f"{base.folder}/{PIECES}/{each.name}" for each in base.pieces))
+        return super().read_piece(base, piece)
+
+
+@pytest.fixture
+def joining(tmp_path, target, monkeypatch):
+    """The newest of some backups, whose pieces are joined while they are read."""
+    for number in range(4):
+        last = made(tmp_path / "db", target, b"%d" % number)
+    monkeypatch.setattr(restoring, "AHEAD", 1)
+    for module in (recalling, verifying):
+        monkeypatch.setattr(module, "Repository", Joining)
+    return last
+
+
+def test_pieces_are_joined_during_a_restore(joining, target):
+    assert record(1, data=b"3") in contents(restored(target)).values()
+    assert len(pieces_of(target)) == 1
+
+
+def test_pieces_are_joined_during_a_verification(joining, target):
+    found = verify_backups(target)
+    assert found.sound, found
+    assert len(pieces_of(target)) == 1

@@ -226,6 +226,11 @@ class Base:
         known = [(piece.tid, piece.time) for piece in self.pieces if piece.tid != UNKNOWN and piece.end <= end]
         return end, *max([(self.manifest.tid, self.manifest.time), *known])
 
+    def lacks(self) -> int:
+        """Return the newest transaction that a backup had, and that is not in the chain any more; 0: there is none."""
+        newest = max((run.tid for run in self.runs), default=0)
+        return newest if newest > self.reach()[1] else 0
+
 
 def catalog(names: Iterable[str]) -> list[Base]:
     """Return the bases of all storages, without manifests, oldest first, from the names of all that is in a repository.

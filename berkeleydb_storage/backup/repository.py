@@ -79,6 +79,11 @@ class Repository:
                 raise
             return None
 
+    def again(self, base: Base) -> Base:
+        """Return a base with what is in its folder now: pieces may have come, and those that are in them gone."""
+        now = catalog(self.store.list(base.folder))
+        return replace(now[0], manifest=base.manifest) if now else replace(base, pieces=(), runs=(), names=frozenset())
+
     def manifest(self, base: Base) -> Manifest:
         """Return what is noted of a base.
 

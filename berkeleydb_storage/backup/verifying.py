@@ -121,12 +121,16 @@ class _Verifying:
         return Chain(manifest.storage, base.folder, manifest.tid, last, when / 1e6, objects, restored, tuple(faults))
 
     def _parts(self, base: Base) -> Iterator[list[str]]:
+        if base.lacks():  # a backup may have been made while that was listed
+            base = self._repository.again(base)
         for name in base.noted.files:
             yield _said(partial(self._count, self._repository.read_file(base, name)))
         for piece in base.pieces:
-            yield _said(partial(self._count_piece, base, piece))
+            faults = _said(partial(self._count_piece, base, piece))
+            if faults and piece in self._repository.again(base).pieces:  # else it was removed: it is in another one
+                yield faults
         reached, known, _ = base.reach()
-        if any(piece.end > reached for piece in base.pieces):
+        if base.lacks() or any(piece.end > reached for piece in base.pieces):
             yield [
                 f"{base.folder}: the log from {reached.log}/{reached.offset} on is missing: give --to-commit {known}"
             ]
