@@ -146,7 +146,7 @@ def verify(storage, before, after):
 def make_logs_small():
     for name, value in LOGS.items():
         setattr(environment, name, value)
-    making.SMALL = HELD
+    making.SMALL, making.LOG_FILE_SIZE = HELD, LOGS["LOG_FILE_SIZE"]
 
 
 def restore_and_verify(where, target, wanted, key, before, after):
