@@ -517,8 +517,9 @@ def attempt(where, made, wanted, tid):
 
 def is_told(where, made):
     """Tell whether what is missing left no trace: the end of a chain, or a whole base with it."""
-    return max(base.reach()[1] for base in bases(where) if base.manifest) < made.last or any(
-        base.manifest is None and not base.is_damaged for base in bases(where)
+    there = bases(where)
+    return not any(base.is_damaged for base in there) and (
+        max(base.reach()[1] for base in there if base.manifest) < made.last or any(not base.manifest for base in there)
     )
 
 
@@ -534,6 +535,18 @@ def test_a_missing_piece_within_a_chain(made):
         assert f"is missing: give --to-commit {known}" in verified.chains[0].faults[0]
         assert attempt(made.where, made, {"to_commit": known}, known) is None
         path.write_bytes(data)
+
+
+def test_a_later_base_whose_manifest_is_damaged(made):
+    """What is asked for may be in it: nothing older is given in its place."""
+    second = bases(made.where)[1]
+    damage(made.where / second.folder / MANIFEST, 0.5)
+    for wanted in ({}, {"to": made.times[made.last]}):
+        with pytest.raises(DamagedBackup, match=r"backup\.json is damaged, and may have what came after") as caught:
+            restored(made.where, **wanted)
+        known = advised(str(caught.value))
+        assert contents(restored(made.where, to_commit=known)) == made.states[known]
+    assert contents(restored(made.where, to=made.times[made.first])) == made.states[made.first]
 
 
 def test_pieces_that_are_there_twice(made):
