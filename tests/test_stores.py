@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import flaky
 import pytest
-from concurrency import wait_until
+from concurrency import run_threads, wait_until
 from flaky import FAULTS, FlakyFileSystem, faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -435,6 +436,38 @@ def test_an_object_is_whole_or_not_there(scheme, seed, lengths):
     found = store.list()
     assert returned <= found.keys() <= contents.keys()
     assert {name: whole(store, name) for name in found} == {name: contents[name] for name in found}
+
+
+def test_one_connection_has_one_request_at_a_time(monkeypatch):
+    """A file system that is not asynchronous, SFTP for instance, gives the answer of one to another."""
+    busy, mixed = threading.Lock(), []
+    request = FlakyFileSystem._request
+
+    def alone(system):
+        if not busy.acquire(blocking=False):
+            mixed.append(system)
+            return
+        try:
+            time.sleep(0.001)
+            request(system)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(FlakyFileSystem, "_request", alone)
+    store = open_store("renaming://host/a")
+
+    def use(number):
+        def work():
+            for turn in range(5):
+                store.write(f"{number}/{turn}", [b"x"] * number)
+                assert whole(store, f"{number}/{turn}") == b"x" * number
+                store.list(str(number))
+
+        return work
+
+    run_threads(*map(use, range(4)))
+    assert mixed == []
+    assert len(store.list()) == 20
 
 
 def test_leftovers_of_a_store_that_renames_are_not_listed(monkeypatch):

@@ -33,8 +33,8 @@ OLD = 86400.0
 
 
 SYNC_EVERY = 1 << 20
-"""Bytes after which what was written is brought to the disk: behind more than that, the commits of a storage on the same
-disk wait for longer. It costs next to nothing, as all of it is synced at the end in any case."""
+"""Bytes after which what was written is brought to the disk: behind more than that, the commits of a storage on the
+same disk wait for longer. It costs next to nothing, as all of it is synced at the end in any case."""
 
 
 class LocalStore:

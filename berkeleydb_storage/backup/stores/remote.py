@@ -21,7 +21,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,6 +54,29 @@ _SECRET = re.compile("key|secret|token|pass|sas|cred|connection", re.IGNORECASE)
 _REFUSED = re.compile("401|403|auth|credential|forbidden|denied|permission", re.IGNORECASE)
 
 
+class _Line:
+    """A connection: fsspec's file system, and the path of the root in it."""
+
+    def __init__(self, system: Any, root: str, patience: Patience) -> None:
+        self.system = system
+        self.root = root
+        self._patience = patience
+        self._turn = nullcontext() if getattr(system, "async_impl", False) else threading.Lock()
+
+    def call(self, work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Return what `work` returns; one at a time where the file system is not made for more: SFTP mixes up answers.
+
+        Raises:
+            TimeoutError: it took too long, with the wait for others.
+        """
+
+        def wait_and_work() -> Any:
+            with self._turn:
+                return work(*arguments, **named)
+
+        return self._patience.call(wait_and_work)
+
+
 class FsspecStore:
     """Objects below a URL."""
 
@@ -76,7 +99,7 @@ class FsspecStore:
         self._options = dict(options)
         self._patience = Patience(timeout)
         self._lock = threading.RLock()
-        self._connection: tuple[Any, str] | None = None  # guarded by _lock
+        self._connection: _Line | None = None  # guarded by _lock
         self._tidied = False  # set once, by any thread
         self._verify_installed()
 
@@ -93,18 +116,17 @@ class FsspecStore:
 
     # -- the connection ------------------------------------------------------------------------------------------------
 
-    def _connected(self) -> tuple[Any, str]:
-        """Return fsspec's file system, and the path of the root in it."""
+    def _connected(self) -> _Line:
         with self._lock:
             if self._connection is None:
                 self._connection = self._patience.call(self._connect)
             return self._connection
 
-    def _connect(self) -> tuple[Any, str]:
+    def _connect(self) -> _Line:
         from fsspec.core import url_to_fs
 
         system, root = url_to_fs(self._where, skip_instance_cache=True, **self._options)
-        return system, root.rstrip("/")
+        return _Line(system, root.rstrip("/"), self._patience)
 
     def _forget(self) -> None:
         with self._lock:
@@ -122,11 +144,11 @@ class FsspecStore:
         if prefix:
             verify_name(prefix)
         with self._explaining():
-            system, root = self._connected()
-            start = f"{root}/{prefix}".rstrip("/")
+            line = self._connected()
+            start = f"{line.root}/{prefix}".rstrip("/")
             find = self._find_at_once if self._atomic else self._walk
-            found = self._patience.call(find, system, start)
-        named = ((path.removeprefix(root).strip("/"), size) for path, size in found)
+            found = line.call(find, line.system, start)
+        named = ((path.removeprefix(line.root).strip("/"), size) for path, size in found)
         return {name: size for name, size in sorted(named) if name and not name.startswith(".")}
 
     def _find_at_once(self, system: Any, start: str) -> Found:
@@ -158,19 +180,19 @@ class FsspecStore:
         """Do what `Store.read` says."""
         verify_name(name)
         with self._explaining(name):
-            system, root = self._connected()
-            size = self._size(system, f"{root}/{name}")
+            line = self._connected()
+            size = self._size(line, f"{line.root}/{name}")
         for start in range(0, size, PART):
             end = min(start + PART, size)
             with self._explaining(name):
-                part = self._patience.call(system.cat_file, f"{root}/{name}", start=start, end=end)
+                part = line.call(line.system.cat_file, f"{line.root}/{name}", start=start, end=end)
                 if len(part) != end - start:
                     raise OSError(f"{len(part)} bytes came, and not {end - start}")
             yield part
 
-    def _size(self, system: Any, path: str) -> int:
-        system.invalidate_cache()
-        info = self._patience.call(system.info, path)
+    def _size(self, line: _Line, path: str) -> int:
+        line.system.invalidate_cache()
+        info = line.call(line.system.info, path)
         if info["type"] != "file":
             raise FileNotFoundError(path)
         return int(info["size"])
@@ -181,128 +203,128 @@ class FsspecStore:
         parts = _parts(chunks)
         first = list(islice(parts, 2))
         with self._explaining(name):
-            system, root = self._connected()
-            path = f"{root}/{name}"
+            line = self._connected()
+            path = f"{line.root}/{name}"
             if not self._atomic:
-                self._refuse(system, path)
-        if self._renames(system):
-            size = self._write_hidden(system, root, name, chain(first, parts))
+                self._refuse(line, path)
+        if self._renames(line):
+            size = self._write_hidden(line, name, chain(first, parts))
         elif len(first) < 2:
-            size = self._put(system, root, name, b"".join(first))
+            size = self._put(line, name, b"".join(first))
         else:
-            size = self._write_there(system, root, name, chain(first, parts))
+            size = self._write_there(line, name, chain(first, parts))
         with self._explaining(name):
-            if (found := self._size(system, path)) != size:
+            if (found := self._size(line, path)) != size:
                 raise OSError(f"{size} bytes were written, and {found} are there")
 
-    def _refuse(self, system: Any, path: str) -> None:
-        system.invalidate_cache()
-        if self._patience.call(system.exists, path):
+    def _refuse(self, line: _Line, path: str) -> None:
+        line.system.invalidate_cache()
+        if line.call(line.system.exists, path):
             raise FileExistsError(path)
 
-    def _renames(self, system: Any) -> bool:
+    def _renames(self, line: _Line) -> bool:
         """Tell whether to rename what is whole, which whoever has no `mv` of his own does by copying."""
         from fsspec import AbstractFileSystem
 
-        return not self._atomic and type(system).mv is not AbstractFileSystem.mv
+        return not self._atomic and type(line.system).mv is not AbstractFileSystem.mv
 
-    def _put(self, system: Any, root: str, name: str, data: bytes) -> int:
+    def _put(self, line: _Line, name: str, data: bytes) -> int:
         """Make an object by one request."""
-        path = f"{root}/{name}"
+        path = f"{line.root}/{name}"
         with self._explaining(name):
             if self._atomic:
-                self._patience.call(system.pipe_file, path, data, mode="create")
+                line.call(line.system.pipe_file, path, data, mode="create")
             else:
-                self._make_parent(system, path)
-                self._patience.call(system.pipe_file, path, data)
+                self._make_parent(line, path)
+                line.call(line.system.pipe_file, path, data)
         return len(data)
 
-    def _write_there(self, system: Any, root: str, name: str, parts: Iterable[bytes]) -> int:
+    def _write_there(self, line: _Line, name: str, parts: Iterable[bytes]) -> int:
         """Write under the final name."""
-        path = f"{root}/{name}"
+        path = f"{line.root}/{name}"
         if self._atomic:
-            return self._stream(system, path, name, parts)
+            return self._stream(line, path, name, parts)
         try:
             with self._explaining(name):
-                self._make_parent(system, path)
-            return self._stream(system, path, name, parts)
+                self._make_parent(line, path)
+            return self._stream(line, path, name, parts)
         except BaseException:
-            self._discard(system, path)
+            self._discard(line, path)
             raise
 
-    def _write_hidden(self, system: Any, root: str, name: str, parts: Iterable[bytes]) -> int:
+    def _write_hidden(self, line: _Line, name: str, parts: Iterable[bytes]) -> int:
         """Write under another name, and rename that."""
-        path, hidden = f"{root}/{name}", f"{root}/{HIDDEN}"
+        path, hidden = f"{line.root}/{name}", f"{line.root}/{HIDDEN}"
         temporary = f"{hidden}/{os.getpid()}-{secrets.token_hex(8)}"
         with self._explaining(name):
-            self._make_parent(system, temporary)
-            self._remove_leftovers(system, hidden)
+            self._make_parent(line, temporary)
+            self._remove_leftovers(line, hidden)
         try:
-            size = self._stream(system, temporary, name, parts)
+            size = self._stream(line, temporary, name, parts)
             with self._explaining(name):
-                self._make_parent(system, path)
-                self._refuse(system, path)
-                self._patience.call(_rename, system, temporary, path)
+                self._make_parent(line, path)
+                self._refuse(line, path)
+                line.call(_rename, line.system, temporary, path)
         except BaseException:
-            self._discard(system, temporary)
+            self._discard(line, temporary)
             raise
         return size
 
-    def _make_parent(self, system: Any, path: str) -> None:
+    def _make_parent(self, line: _Line, path: str) -> None:
         with suppress(FileExistsError):
-            self._patience.call(system.makedirs, path.rpartition("/")[0], exist_ok=True)
+            line.call(line.system.makedirs, path.rpartition("/")[0], exist_ok=True)
 
-    def _discard(self, system: Any, path: str) -> None:
+    def _discard(self, line: _Line, path: str) -> None:
         with suppress(Exception):
-            self._patience.call(system.rm_file, path)
+            line.call(line.system.rm_file, path)
 
-    def _remove_leftovers(self, system: Any, hidden: str) -> None:
+    def _remove_leftovers(self, line: _Line, hidden: str) -> None:
         """Remove, once, what writers left that were killed long ago, as far as the store tells how old it is."""
         if self._tidied:
             return
         with suppress(FileNotFoundError):
-            for entry in self._patience.call(system.ls, hidden, detail=True):
+            for entry in line.call(line.system.ls, hidden, detail=True):
                 if _age(entry) > OLD:
-                    self._discard(system, entry["name"])
+                    self._discard(line, entry["name"])
         self._tidied = True
 
-    def _stream(self, system: Any, path: str, name: str, parts: Iterable[bytes]) -> int:
+    def _stream(self, line: _Line, path: str, name: str, parts: Iterable[bytes]) -> int:
         """Write part by part; what is not whole is dropped, if something fails."""
         size = 0
         with self._explaining(name):
-            file = self._patience.call(system.open, path, "xb" if self._atomic else "wb", block_size=PART)
+            file = line.call(line.system.open, path, "xb" if self._atomic else "wb", block_size=PART)
             if hasattr(file, "set_pipelined"):
                 file.set_pipelined(True)  # else SFTP waits for the answer to each 32 KiB: 40 milliseconds
         try:
             for part in parts:
                 with self._explaining(name):
-                    self._patience.call(file.write, part)
+                    line.call(file.write, part)
                 size += len(part)
             with self._explaining(name):
-                self._patience.call(file.close)
+                line.call(file.close)
         except BaseException:
-            self._drop(file)
+            self._drop(line, file)
             raise
         return size
 
-    def _drop(self, file: Any) -> None:
+    def _drop(self, line: _Line, file: Any) -> None:
         """Close a file without making the object that it was to become."""
         with suppress(Exception):
             if self._atomic:
                 try:
-                    self._patience.call(file.discard)
+                    line.call(file.discard)
                 finally:
                     file.closed = True
             else:
-                self._patience.call(file.close)
+                line.call(file.close)
 
     def remove(self, *names: str) -> None:
         """Do what `Store.remove` says."""
         with self._explaining():
-            system, root = self._connected()
+            line = self._connected()
             for name in names:
                 with suppress(FileNotFoundError):
-                    self._patience.call(system.rm_file, f"{root}/{verify_name(name)}")
+                    line.call(line.system.rm_file, f"{line.root}/{verify_name(name)}")
 
     # -- errors --------------------------------------------------------------------------------------------------------
 
