@@ -128,7 +128,7 @@ def recover(
         try:
             if key is not None:
                 verify_vectors(path, key, Directory(path).needed_logs())
-            run_recovery(path, max(cachesize, _cache_for(path, log_bytes)), key=key)
+            run_recovery(path, max(cachesize, cache_for(path, log_bytes)), key=key)
         except RECOVERY_ERRORS as error:
             explained = error if isinstance(error, BerkeleyDBStorageError) else _diagnosis(path, error, key)
             if dropped is not None and isinstance(explained, DamagedError):
@@ -194,7 +194,7 @@ def _table_files(path: Path) -> Iterator[Path]:
         yield path / (name + TABLE_SUFFIX)
 
 
-def _cache_for(path: Path, log_bytes: int) -> int:
+def cache_for(path: Path, log_bytes: int) -> int:
     """Return how much cache holds every page that the log can have touched; it is taken as it is used."""
     touched = log_bytes // SMALLEST_RECORD * PAGE_SIZE
     existing = sum(where.stat().st_size for where in _table_files(path)) + 4 * log_bytes

@@ -16,12 +16,15 @@ from berkeleydb_storage.directory import CLOSED, LOCK, OPENED, Description, Dire
 from berkeleydb_storage.environment import LIBRARY, LIBRARY_ERRORS, TABLES, Environment, explain
 from berkeleydb_storage.errors import BerkeleyDBStorageError, DamagedBackup, DiskFullError
 from berkeleydb_storage.journal import Journal
-from berkeleydb_storage.recovery import roll_forward
+from berkeleydb_storage.recovery import cache_for, roll_forward
 
 logger = logging.getLogger(__name__)
 
-CACHE = 256 << 20
-"""Bytes for pages, at most, while the log is applied; they are taken as they are used."""
+CACHE = 1 << 30
+"""Bytes for pages, at most, while the log is applied. They are taken as they are used. Where the pages that the log
+changes do not fit, the library writes and reads them again and again: 100 MB of log, which change the pages of 380 MB
+of tables at random, take 2.7 seconds of processor time with 512 MB, 4.5 with 256 and 26 with 64."""
+SMALLEST_CACHE = 16 << 20
 
 
 class State(NamedTuple):
@@ -69,7 +72,7 @@ def verify(path: Path, description: Description, key: str | None, where: str) ->
         raise type(error)(str(error).replace(str(path), where, 1)) from error
 
 
-def finish(path: Path, description: Description, key: str | None, *, cachesize: int = CACHE) -> State:
+def finish(path: Path, description: Description, key: str | None) -> State:
     """Apply the log in a directory to the tables in it, and make it a storage that was closed.
 
     It has no identity of its own before it is opened for writing. Nobody else may use the directory.
@@ -78,11 +81,12 @@ def finish(path: Path, description: Description, key: str | None, *, cachesize: 
         path: the tables, and the log files that go on without a gap from the checkpoint before they were copied.
         description: of the storage that they are of.
         key: of that storage, the right one.
-        cachesize: bytes.
 
     Raises:
         DamagedBackup: the files do not fit together; nothing of it can be used. DiskFullError: there is no room.
     """
+    log_bytes = sum(files.used_bytes(path / files.log_name(number)) for number in files.log_numbers(path))
+    cachesize = max(SMALLEST_CACHE, min(CACHE, cache_for(path, log_bytes)))
     try:
         roll_forward(path, cachesize, key=key)
         environment = Environment.open(path, cachesize, key=key)
