@@ -47,8 +47,8 @@ PART = 64 * PAGE_SIZE
 READ_AT_ONCE = 4 << 20
 """Bytes that are read between two checkpoints, at most, and kept in memory: what is slow is the writing."""
 REST, LONGEST_REST = 1.0, 0.02
-"""While others commit, the copying rests for this share of the time that it worked, and so many seconds at most. Without
-it, the slowest hundredth of the commits of 4 threads took 3.2 times as long as alone, on a busy machine, and 2.5 with."""
+"""While others commit, the copying rests for this share of the time that it worked, and so many seconds at most. With
+4 threads the slowest hundredth of the commits took 2.5 times as long as alone, on a busy machine, and 3.2 without."""
 
 
 class Moment(NamedTuple):

@@ -33,9 +33,10 @@ OLD = 86400.0
 
 
 SYNC_EVERY = 1 << 20
-"""Bytes after which what was written is brought to the disk, on which a storage may have commits to sync. While a backup
-was made, the slowest hundredth of them took 2.0 times as long as alone (4 threads: 2.1) where it was synced at the end,
-and 1.5 (1.7) with this; the slowest thousandth 40 ms (34), and 27 (20). Advising the system to write it did less."""
+"""Bytes after which what was written is brought to the disk, on which a storage may have commits to sync. While a
+backup was made, the slowest hundredth of them took 2.0 times as long as alone (4 threads: 2.1) where it was synced at
+the end, and 1.5 (1.7) with this; the slowest thousandth 40 ms (34), and 27 (20). Asking for it to be written, without
+waiting, did less."""
 
 
 class LocalStore:
