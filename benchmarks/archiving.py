@@ -104,7 +104,8 @@ def archive(directory: Path, seconds: float, rounds: int) -> list[Result]:
         slow = ratios(contestants[name].slow, contestants[NONE].slow)
         result.figure(f"{name}: 99 of 100 commits / without", slow, most=GOAL)
         result.figure(f"{name}: median / without", ratios(contestants[name].medians, contestants[NONE].medians))
-    result.figure(f"{THREAD}: seconds of commits that are not there, at most", contestants[THREAD].behind)
+    if any(contestants[THREAD].behind):
+        result.figure(f"{THREAD}: seconds of commits that are not there, at most", contestants[THREAD].behind)
     result.notes.append(
         f"in a thread: {figures.shipped_bytes:,} bytes of log in {figures.pieces} pieces, everything {figures.bases} "
         f"times, {_size(places[THREAD]):,} bytes in all; by a process: {_size(places[PROCESS]):,}"
