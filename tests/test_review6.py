@@ -1,6 +1,7 @@
 """Backups that share a place or a past: whose they are, what continues them, what is removed."""
 
 import hashlib
+import os
 import shutil
 
 import pytest
@@ -144,3 +145,21 @@ def test_pieces_are_joined_during_a_verification(joining, target):
     found = verify_backups(target)
     assert found.sound, found
     assert len(pieces_of(target)) == 1
+
+
+def test_what_is_restored_is_for_its_owner_alone(tmp_path, target):
+    made(tmp_path / "db", target, b"secret")
+    before = os.umask(0)
+    try:
+        restore(target, tmp_path / "new")
+        restore(target, tmp_path / "encrypted", new_key="a key")
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "encrypted")} == {0o700}
+
+
+@pytest.mark.parametrize("interval", ["0", "nan", "inf", "-1"])
+def test_an_interval_that_is_none(tmp_path, target, interval, capsys):
+    made(tmp_path / "db", target, b"1")
+    assert main(["archive", str(tmp_path / "db"), str(target), "--once", "--interval", interval]) == 2
+    assert "--interval takes a positive number" in capsys.readouterr().err

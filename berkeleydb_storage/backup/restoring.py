@@ -426,6 +426,7 @@ def require_free(target: Path) -> None:
 def _place(made: Path, target: Path) -> None:
     """Give what was made its place, at once and for good."""
     require_free(target)
+    made.chmod(0o700)  # nobody knows who may read what is in it
     if target.exists():
         status = target.stat()
         made.chmod(status.st_mode & 0o7777)

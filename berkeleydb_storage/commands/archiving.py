@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
@@ -208,7 +209,7 @@ def _line(figures: Archived) -> str:
 
 def _archive(arguments: argparse.Namespace, console: Console) -> int:
     console.advice = "what came there stays, and is continued the next time"
-    if arguments.interval <= 0:
+    if not 0 < arguments.interval < math.inf:
         raise OptionError(f"--interval takes a positive number of seconds, not {arguments.interval:g}")
     with Progress(None if console.quiet else sys.stderr, unit="bytes") as progress:
         with suppress(OSError):
