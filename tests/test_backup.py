@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from backed import contents, pieces, restored, verify
+from backed import bases, contents, pieces, restored, verify
 from concurrency import PATIENCE, run_threads
 from conftest import let_others_in
 from crash_child import policies
@@ -701,12 +701,12 @@ def test_killed(tmp_path, directory, target, point, mode):
             there = list_backups(target)
             assert not told or max(told) <= max(backup.name for backup in there)
             for backup in there[-2:]:
-                verify(restored(target, to_commit=backup.tid))
+                verify(restored(target, to_commit=backup.tid, of=backup.identity))
             made = storage.backup(target, keep=2)
             goes_on = mode == "durable" and point in ("backup.piece", "backup.added", "backup.removing")
             assert made.kind == "incremental" or not goes_on, "without a sync, it has another identity after a crash"
             assert list(target.glob(".making/*")) == []
-            assert contents(restored(target)) == dict(storage.gen_oid_record())
+            assert contents(restored(target, of=made.identity)) == dict(storage.gen_oid_record())
             assert not storage.check().faults
         assert verify_backups(target).sound
         told = [made.name]
@@ -743,6 +743,7 @@ def test_a_clock_that_was_set_back(filled, target, monkeypatch):
     commit(filled, record(1, data=b"2"))
     assert filled.backup(target).kind == "incremental"
     assert contents(restored(target)) == dict(filled.gen_oid_record())
+    assert max(bases(target), key=lambda base: base.noted.end).pieces
 
 
 def turn(storage, seconds):

@@ -192,7 +192,7 @@ def test_a_time_within_a_repeated_hour(original, monkeypatch):
 def test_microseconds():
     from berkeleydb_storage.backup.recalling import _microseconds
 
-    for number in range(1_763_716_207_000_000, 1_763_716_207_003_000):
+    for number in range(1_763_716_207_000_000, 1_763_717_207_000_000, 99_991):
         assert _microseconds(number / 1e6) == number
 
 
