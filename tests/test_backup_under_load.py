@@ -41,7 +41,7 @@ FAST = ["btree, durable", "hash, durable"]
 POINTS = [
     name
     for name in failpoints.NAMES
-    if name.startswith(("backup.", "store.", "hold.", "checkpoint.")) and name != "hold.forgotten"
+    if name.startswith(("backup.", "store.", "hold.", "checkpoint.")) and name not in ("hold.forgotten", "hold.removed")
 ]
 """But for what is reached only where more log would be kept than may be."""
 FAST_POINTS = [
