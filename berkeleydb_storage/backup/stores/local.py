@@ -133,15 +133,16 @@ class LocalStore:
     def _append_all(self, descriptor: int, chunks: Iterable[bytes]) -> None:
         unsynced = 0
         for chunk in chunks:
-            self._append(descriptor, chunk)
-            unsynced += len(chunk)
-            if unsynced >= SYNC_EVERY:
-                with self._explaining():
-                    os.fsync(descriptor)
-                unsynced = 0
+            for start in range(0, len(chunk), SYNC_EVERY):
+                part = memoryview(chunk)[start : start + SYNC_EVERY]
+                self._append(descriptor, part)
+                unsynced += len(part)
+                if unsynced >= SYNC_EVERY:
+                    with self._explaining():
+                        os.fsync(descriptor)
+                    unsynced = 0
 
-    def _append(self, descriptor: int, chunk: bytes) -> None:
-        left = memoryview(chunk)
+    def _append(self, descriptor: int, left: memoryview) -> None:
         with self._explaining():
             while left:
                 left = left[os.write(descriptor, left) :]
