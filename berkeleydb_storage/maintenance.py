@@ -33,9 +33,17 @@ def background(target: Callable[[], None], name: str) -> threading.Thread:
 class Worker:
     """Calls `turn` every `interval` seconds in a thread of its own, from `start` to `stop`."""
 
-    def __init__(self, name: str, interval: float, turn: Callable[[], None]) -> None:
-        """Prepare the thread; nothing runs yet."""
+    def __init__(self, name: str, interval: float, turn: Callable[[], None], patience: float | None = None) -> None:
+        """Prepare the thread; nothing runs yet.
+
+        Args:
+            name: of the thread.
+            interval: seconds between two turns.
+            turn: what to do.
+            patience: seconds that `stop` waits for a turn that may hang; None: until it ends.
+        """
         self._interval = interval
+        self._patience = patience
         self._turn = turn
         self._stopping = threading.Event()
         self._failing = False
@@ -49,7 +57,7 @@ class Worker:
         """Let the turn under way end, and wait for it. Works from the thread itself, and twice."""
         self._stopping.set()
         if self._thread is not threading.current_thread() and self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(self._patience)
 
     @property
     def stopping(self) -> bool:

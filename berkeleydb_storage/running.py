@@ -25,7 +25,7 @@ from berkeleydb_storage import failpoints
 from berkeleydb_storage.backup.archive import Archive
 from berkeleydb_storage.backup.archiving import ArchiveThread
 from berkeleydb_storage.backup.policy import Every
-from berkeleydb_storage.backup.regular import Backups
+from berkeleydb_storage.backup.regular import CLOSING, Backups
 from berkeleydb_storage.backup.source import LocalSource
 from berkeleydb_storage.checkpoint import Checkpointer, checkpoint_interface
 from berkeleydb_storage.control.serving import Control
@@ -95,7 +95,7 @@ class Running:
         else:
             self._workers.append(Worker("checkpoint", checkpoint.interval, checkpointer.turn))
         if self.backups is not None and backup is not None:
-            self._workers.append(Worker("backup", self.backups.interval, self.backups.turn))
+            self._workers.append(Worker("backup", self.backups.interval, self.backups.turn, CLOSING))
 
     def start(self) -> None:
         """Start the threads."""

@@ -3,15 +3,28 @@
 import hashlib
 import os
 import shutil
+import threading
 
 import pytest
 from backed import contents, restored, verify
+from concurrency import PATIENCE
 from graphs import commit, hand_out, quiet, record
 
-from berkeleydb_storage import BackupError, DamagedBackup, list_backups, restore, verify_backups
-from berkeleydb_storage.backup import recalling, restoring, verifying
+from berkeleydb_storage import (
+    BackupError,
+    BerkeleyDBStorage,
+    DamagedBackup,
+    Every,
+    StorageClosed,
+    list_backups,
+    restore,
+    running,
+    verify_backups,
+)
+from berkeleydb_storage.backup import recalling, regular, restoring, verifying
 from berkeleydb_storage.backup.catalog import DIGITS, PIECES, Piece
 from berkeleydb_storage.backup.repository import Repository
+from berkeleydb_storage.backup.stores import LocalStore
 from berkeleydb_storage.cli import main
 
 
@@ -163,3 +176,36 @@ def test_an_interval_that_is_none(tmp_path, target, interval, capsys):
     made(tmp_path / "db", target, b"1")
     assert main(["archive", str(tmp_path / "db"), str(target), "--once", "--interval", interval]) == 2
     assert "--interval takes a positive number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by_policy", [True, False])
+def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path, target, monkeypatch, by_policy):
+    hanging, answered = threading.Event(), threading.Event()
+
+    def hang(store, *_):
+        hanging.set()
+        assert answered.wait(PATIENCE)
+        return {}
+
+    monkeypatch.setattr(regular, "CLOSING", 0.1)
+    monkeypatch.setattr(running, "CLOSING", 0.1)
+    monkeypatch.setattr(LocalStore, "list", hang)
+    (tmp_path / "db").mkdir()
+    storage = BerkeleyDBStorage(tmp_path / "db", backup=Every(0.1, target) if by_policy else None)
+    if not by_policy:
+
+        def back_up():
+            with pytest.raises(StorageClosed):
+                storage.backup(target)
+
+        thread = threading.Thread(target=back_up)
+        thread.start()
+    assert hanging.wait(PATIENCE)
+    storage.close()
+    assert not answered.is_set()
+    with BerkeleyDBStorage(tmp_path / "db") as again:
+        assert not again._running.opened.recovered
+    answered.set()
+    if not by_policy:
+        thread.join()
+    assert not list(target.rglob("*.db"))

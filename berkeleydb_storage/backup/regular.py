@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 
+from berkeleydb_storage.backup.guarding import GuardedSource
 from berkeleydb_storage.backup.making import Backup, back_up
 from berkeleydb_storage.backup.policy import Every
 from berkeleydb_storage.backup.pruning import prune
@@ -24,6 +25,8 @@ RETRY = 300.0
 """Seconds after which a policy tries again what failed; its own if they are less."""
 LOOK = 1.0
 """Seconds between two looks whether a backup is due, at most."""
+CLOSING = 5.0
+"""Seconds that `stop` waits for a backup to end, which may hang in a request of the store."""
 
 
 class Backups:
@@ -34,6 +37,7 @@ class Backups:
         self.policy = policy
         self.source = source
         self._engine = engine
+        self._guarded = GuardedSource(source)
         self._running = threading.Lock()
         self._runner: int | None = None  # the thread that holds _running
         self._stopped = False
@@ -74,7 +78,7 @@ class Backups:
 
         self._require_running()
         repository = Repository(open_store(target))
-        made = back_up(self.source, repository, report, full=full)
+        made = back_up(self._guarded, repository, report, full=full)
         if keep is not None:
             prune(repository, made.identity, keep, lambda: self._stopped)
         return made
@@ -117,11 +121,14 @@ class Backups:
         return max(policy.seconds - age, 0.0) if age >= 0 else 0.0  # else the clock was set back: nobody knows
 
     def stop(self) -> None:
-        """Refuse every later backup, and end the one under way; wait for that, unless it is this thread's."""
+        """Refuse every later backup, and end the one under way; wait for that a while, unless it is this thread's.
+
+        Whoever still hangs in a request of the store does not come back into the storage.
+        """
         self._stopped = True
-        if self._runner != threading.get_ident():
-            with self._running:
-                pass
+        if self._runner != threading.get_ident() and self._running.acquire(timeout=CLOSING):
+            self._running.release()
+        self._guarded.stop()
 
 
 def _silent(activity: str, size: int) -> None:
