@@ -15,6 +15,7 @@ from berkeleydb_storage import (
     BerkeleyDBStorage,
     DamagedBackup,
     Every,
+    OptionError,
     StorageClosed,
     list_backups,
     restore,
@@ -209,3 +210,20 @@ def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path, target, monkeypa
     if not by_policy:
         thread.join()
     assert not list(target.rglob("*.db"))
+
+
+def test_verified_by_storage(tmp_path, target, capsys):
+    for name, key in (("plain", None), ("first", "one"), ("second", "two")):
+        (tmp_path / name).mkdir()
+        with quiet(tmp_path / name, key=key) as storage:
+            hand_out(storage, 1)
+            commit(storage, record(0))
+            storage.backup(target)
+        (chain,) = verify_backups(target, of=str(tmp_path / name), key=key).chains
+        assert chain.restored
+        assert chain.storage == str(tmp_path / name)
+    with pytest.raises(OptionError, match="is not encrypted"):
+        verify_backups(target, key="one")
+    assert main(["verify", str(target), "--of", str(tmp_path / "plain")]) == 0
+    assert main(["verify", str(target), "--of", str(tmp_path / "none")]) == 1
+    assert "no backup that is complete" in capsys.readouterr().out

@@ -39,6 +39,12 @@ def list_backups(where: str | os.PathLike[str], *, options: Mapping[str, Any] | 
     return sorted(found, key=lambda backup: (backup.time, backup.tid))
 
 
+def named(bases: list[Base], of: str) -> list[Base]:
+    """Return the bases of a storage by its path or identity; with a path, those that are complete."""
+    wanted = {of, str(Path(of).absolute())}
+    return [base for base in bases if base.identity == of or (base.manifest and base.manifest.storage in wanted)]
+
+
 def select(bases: list[Base], of: str | None, where: str) -> list[Base]:
     """Return the bases of one storage: that with the path or identity `of`, or the only one there is.
 
@@ -51,10 +57,7 @@ def select(bases: list[Base], of: str | None, where: str) -> list[Base]:
     """
     known = [base for base in bases if base.manifest is not None]
     if of is not None:
-        wanted = (of, str(Path(of).absolute()))
-        known = [
-            base for base in known if base.manifest and {base.identity, base.manifest.storage}.intersection(wanted)
-        ]
+        known = named(known, of)
     if not known:
         raise BackupError(
             f"{where} has no backup that is complete{f' of {of}' if of else ''}: make one, or look elsewhere"

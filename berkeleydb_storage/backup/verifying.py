@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from berkeleydb_storage.backup.catalog import Base, Piece
+from berkeleydb_storage.backup.recalling import named
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.restoring import Restoring, Wanted
 from berkeleydb_storage.backup.stores import open_store
@@ -68,6 +69,7 @@ class Verified:
 def verify_backups(
     where: str | os.PathLike[str],
     *,
+    of: str | None = None,
     key: str | None = None,
     scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int], None] | None = None,
@@ -80,6 +82,7 @@ def verify_backups(
 
     Args:
         where: a path or a URL.
+        of: the path, or identity, of the storage whose backups are looked at; default: all, which takes one key.
         key: of the storage that was backed up, if that is encrypted.
         scratch: the directory to restore into; default: the temporary one.
         progress: called now and then with what is being done and a number; what it raises ends it.
@@ -92,7 +95,7 @@ def verify_backups(
     started = time.monotonic()
     repository = Repository(open_store(where, options=options))
     verifying = _Verifying(repository, key, Path(scratch) if scratch is not None else None, progress or _silent)
-    bases = repository.bases()
+    bases = repository.bases() if of is None else named(repository.bases(), of)
     chains = tuple(verifying.chain(base) for base in bases if base.manifest is not None or base.is_damaged)
     interrupted = tuple(base.folder for base in bases if base.manifest is None and not base.is_damaged)
     return Verified(repository.store.url, chains, interrupted, verifying.read, round(time.monotonic() - started, 3))

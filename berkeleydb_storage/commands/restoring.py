@@ -63,6 +63,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> int:
     with console.progress(unit="bytes") as progress:
         found = verify_backups(
             arguments.place,
+            of=arguments.of,
             key=key_of(arguments),
             scratch=arguments.scratch,
             progress=progress,
@@ -88,6 +89,7 @@ def _lines(chain: Chain) -> list[str]:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     add_place(parser, "where the backups or the archive are, a directory or a URL")
+    parser.add_argument("--of", metavar="STORAGE", help="only those of the storage with this path, or identity")
     parser.add_argument("--scratch", metavar="DIR", help="where to restore to, instead of the temporary directory")
     add_key(parser, of="the storage that was backed up, if it is encrypted")
     add_options(parser)
