@@ -8,6 +8,7 @@ line to the report for each: its number, the transaction, and when it was acknow
 does.
 """
 
+import faulthandler
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ INTERVAL = 0.2
 BASE_EVERY = 150
 """Transactions."""
 PRUNE = 0.5
+LONGEST = 100
+"""Seconds after which it hangs, and says where."""
 
 
 def die_at(name, times):
@@ -71,6 +74,7 @@ def command(path, place, report):
 
 
 def main(kind, path, place, report, point, times):
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     hurry()
     die_at(point, times)
     {"owner": owner, "command": command}[kind](path, place, report)
