@@ -35,7 +35,7 @@ OLD = 86400.0
 SYNC_EVERY = 256 << 10
 """Bytes after which what was written is brought to the disk, on which a storage may have commits to sync. While backups
 were made one after another, the slowest hundredth of the commits took 3.4 times as long as alone (0.3 ms), and 5.3 with
-1 MiB; 2.5 with 64 KiB, but then a backup takes twice as long. Asking for it to be written, without waiting, did less."""
+1 MiB; 2.5 with 64 KiB, but then a backup takes twice as long. Asking for it to be written without a wait did less."""
 
 
 class LocalStore:
