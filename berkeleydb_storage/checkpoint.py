@@ -25,7 +25,7 @@ from berkeleydb_storage import failpoints, files
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.environment import Environment
 from berkeleydb_storage.errors import OptionError, StorageClosed
-from berkeleydb_storage.holding import Holds
+from berkeleydb_storage.holding import Holds, Pin
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +162,10 @@ class Checkpointer:
             self._checkpoint()
 
     @contextmanager
-    def keeping_logs(self) -> Iterator[int]:
-        """Make a checkpoint, and remove no log file from there on until the block is left.
+    def keeping_logs(self) -> Iterator[Pin]:
+        """Make a checkpoint, and remove no log file from there on until the block is left, if there is room for them.
 
-        Gives the number of the first that recovery needs from now on.
+        Gives from which one on recovery needs them from now on, and whether they were lost.
 
         Raises:
             As `checkpoint`.
@@ -173,10 +173,10 @@ class Checkpointer:
         with self._running:
             self._require_running()
             self._checkpoint()
-            first, pinned = self._needed, ExitStack()
-            pinned.enter_context(self._holds.pinned(first))
+            pinned = ExitStack()
+            pin = pinned.enter_context(self._holds.pinned(self._needed))
         with pinned:
-            yield first
+            yield pin
 
     @contextmanager
     def resting(self) -> Iterator[None]:

@@ -96,6 +96,16 @@ def holder_name(what: str, url: str) -> str:
     return f"{what} to {ascii(url)[: LONGEST_NAME // 2]}… {digest}"
 
 
+class Pin:
+    """Log files that a copy needs which is being made. Compared by what it is, not by what it says."""
+
+    def __init__(self, log: int) -> None:
+        """Need them from file `log` on."""
+        self.log = log
+        self.lost = False
+        """Set when they were removed, for the disk was full: the copy is of no use."""
+
+
 class Holds:
     """The holders of one storage."""
 
@@ -110,7 +120,7 @@ class Holds:
         self._writable = writable
         self._lock = threading.Lock()
         self._holds = self._read()  # guarded by _lock
-        self._pins: list[int] = []  # guarded by _lock
+        self._pins: list[Pin] = []  # guarded by _lock
         self._unwritten = False  # guarded by _lock: what keep.json says is older
         description = directory.read()
         self.needed = description.first_log if description is not None else 0  # changed under _lock
@@ -208,15 +218,19 @@ class Holds:
             self._writable = False
 
     @contextmanager
-    def pinned(self, log: int) -> Iterator[None]:
-        """Keep log files from this one on, whatever that takes, until the block is left: for a copy."""
+    def pinned(self, log: int) -> Iterator[Pin]:
+        """Keep log files from this one on, as long as there is room, until the block is left: for a copy."""
+        pin = Pin(log)
         with self._lock:
-            self._pins.append(log)
+            self._pins.append(pin)
         try:
-            yield
+            yield pin
         finally:
             with self._lock:
-                self._pins.remove(log)
+                self._pins.remove(pin)
+
+    def _pinned(self) -> list[int]:
+        return [pin.log for pin in self._pins if not pin.lost]
 
     @contextmanager
     def settling(self, needed: int) -> Iterator[int]:
@@ -229,7 +243,7 @@ class Holds:
         """
         with self._lock:
             self._keep_to_limits(needed)
-            yield min([needed, *self._pins, *(hold.log for hold in self._holds.values())])
+            yield min([needed, *self._pinned(), *(hold.log for hold in self._holds.values())])
             self.needed = max(needed, self.needed)
 
     def _keep_to_limits(self, needed: int) -> None:
@@ -251,7 +265,8 @@ class Holds:
     def relieve(self, wanted: int) -> bool:
         """Make room on a full disk: forget holders, who keep most first, and remove what was kept for them alone.
 
-        It removes nothing where that would not be enough. Nothing here asks the library, or waits for it.
+        Where that is not enough, copies that are being made end, too. It removes nothing where that would not be
+        enough, either. Nothing here asks the library, or waits for it.
 
         Args:
             wanted: bytes that are to become free.
@@ -260,19 +275,25 @@ class Holds:
             Whether they did, as far as the sizes of the files tell.
         """
         with self._lock:
-            floor = min([self.needed, *self._pins])
-            sizes = self._sizes(floor)
-            victims: list[str] = []
-            for name, hold in sorted(self._holds.items(), key=lambda item: item[1].position):
-                if _sum(sizes, 0, hold.log) >= wanted:
-                    break
-                victims.append(name)
-            left = [hold.log for name, hold in self._holds.items() if name not in victims]
-            floor = min([floor, *left])
-            if _sum(sizes, 0, floor) < wanted or not self._writable:
+            if not self._writable:
                 return False
-            self._sacrifice(victims, floor, sizes)
+            found = self._enough(wanted, self._pinned()) or self._enough(wanted, [])
+            if found is None:
+                return False
+            self._sacrifice(*found)
             return True
+
+    def _enough(self, wanted: int, pinned: list[int]) -> tuple[list[str], int, dict[int, int]] | None:
+        """Return whom to forget for so much room, and the log file before which all goes then; None: it is too much."""
+        floor = min([self.needed, *pinned])
+        sizes = self._sizes(floor)
+        victims: list[str] = []
+        for name, hold in sorted(self._holds.items(), key=lambda item: item[1].position):
+            if _sum(sizes, 0, hold.log) >= wanted:
+                break
+            victims.append(name)
+        floor = min([floor, *(hold.log for name, hold in self._holds.items() if name not in victims)])
+        return (victims, floor, sizes) if _sum(sizes, 0, floor) >= wanted else None
 
     def _sacrifice(self, victims: list[str], floor: int, sizes: dict[int, int]) -> None:
         for name in victims:
@@ -285,6 +306,14 @@ class Holds:
                 name,
                 FOLLOWS,
             )
+        for pin in self._pins:
+            if pin.log < floor and not pin.lost:
+                pin.lost = True
+                logger.error(
+                    "the disk of %s is full: the copy of everything that is being made ends, because the log files "
+                    "that it needs are removed. Free some, then make it again",
+                    self._directory.path,
+                )
         self._write_later()
         failpoints.reached("hold.forgotten")
         for number in sizes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from typing import Any
 
 from berkeleydb_storage import check, compaction, migration
 from berkeleydb_storage.backup.archive import Archive
@@ -222,6 +223,7 @@ class BerkeleyDBStorage(Session):
         *,
         full: bool = False,
         keep: int | Keep | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Backup:
         """Make a backup in `target`, while commits go on: of everything the first time, then of what is new.
 
@@ -235,6 +237,8 @@ class BerkeleyDBStorage(Session):
             progress: called now and then with what is being done and the number of bytes; what it raises ends it.
             full: copy everything again.
             keep: how many backups of this storage stay in `target`, or which; default None: all.
+            options: what fsspec's file system takes for a URL, such as credentials, where it does not find that itself;
+                default None: those of the option `backup`, if `target` is its place.
 
         Raises:
             BackupError: another one is being made, or it cannot be made there; there is nothing of it then.
@@ -245,7 +249,7 @@ class BerkeleyDBStorage(Session):
         if self._running.backups is None:
             raise ReadOnlyError(f"{self.get_filename()} was opened read-only: open it for writing to back it up")
         kept = None if keep is None else Keep.of(keep)
-        return self._running.backups.make(target, progress, full=full, keep=kept)
+        return self._running.backups.make(target, progress, full=full, keep=kept, options=options)
 
     def compact(self, progress: Callable[[str, int], None] | None = None, *, hold: float = compaction.HOLD) -> int:
         """Return the room of deleted objects to the file system; commits go on between the steps.

@@ -632,7 +632,7 @@ def subparsers():
 
 def test_the_names_of_the_commands():
     expected = ["migrate", "export", "check", "stat", "census", "why", "dump", "load", "pack", "compact"]
-    expected += ["backup", "backups", "restore", "verify", "archive", "salvage", "passwd", "serve", "server"]
+    expected += ["backup", "backups", "release", "restore", "verify", "archive", "salvage", "passwd", "serve", "server"]
     assert cli.command_names() == list(subparsers()) == expected
 
 

@@ -36,7 +36,7 @@ from berkeleydb_storage import (
 from berkeleydb_storage.directory import Directory
 from berkeleydb_storage.errors import DamagedError, LogGone
 from berkeleydb_storage.files import Position, log_name, log_numbers, oldest_without_gap
-from berkeleydb_storage.holding import KEEP, LONGEST_NAME
+from berkeleydb_storage.holding import KEEP, LONGEST_NAME, holder_name
 from berkeleydb_storage.salvage import Salvage
 
 LOG = 1 << 18
@@ -413,15 +413,15 @@ def test_a_backup_begins_where_recovery_does(path, storage, tmp_path):
     write(storage)
     storage.checkpoint()
     with storage._running.checkpointer.keeping_logs() as first:
-        assert first == noted(path)["first_log"] == end(storage).log
+        assert first.log == noted(path)["first_log"] == end(storage).log
         holds(storage).release("a")
         write(storage)
         storage.checkpoint()
-        assert log_numbers(path)[0] == first
+        assert log_numbers(path)[0] == first.log
         with storage._running.checkpointer.keeping_logs() as second:
-            assert second > first
+            assert second.log > first.log
             storage.checkpoint()
-            assert log_numbers(path)[0] == first
+            assert log_numbers(path)[0] == first.log
     storage.checkpoint()
     assert log_numbers(path) == [end(storage).log]
 
@@ -652,17 +652,20 @@ def test_nothing_is_given_up_in_vain(full):
     assert log_numbers(full.path)[0] == start.log
 
 
-def test_what_a_running_copy_needs_is_not_given_up(full):
-    with full.storage._running.checkpointer.keeping_logs() as first:
-        full.hold("a")
-        full.disk.fill(full.reserve())
-        full.storage._engine.transactions.room._credit = 0
-        with pytest.raises(DiskFullError):
-            commit(full.storage, record(1))
-        assert log_numbers(full.path)[0] == first
-        assert holds(full.storage).held("a") is not None
+def test_what_a_running_copy_needs_is_given_up_last(full, caplog):
+    """Before commits are refused: a copy to a slow place can be made again."""
+    copying = full.storage._running.source.copy()
+    next(copying)
+    full.hold("a")
+    full.disk.fill(full.reserve())
+    full.storage._engine.transactions.room._credit = 0
     commit(full.storage, record(1))
     assert holds(full.storage).held("a") is None
+    assert "the copy of everything that is being made ends" in caplog.text
+    with pytest.raises(LogGone, match="free some, then make it again"):
+        list(copying)
+    full.disk.clear()
+    assert [chunk.name for chunk in full.storage._running.source.copy()]
 
 
 @pytest.mark.parametrize("what", ["hold", "advance", "release"])
@@ -810,3 +813,28 @@ def test_damage_at_the_beginning_of_the_log_is_never_silent(path, storage, copie
     except DamagedError as error:
         named = str(log) in str(error)
         assert named, error  # noqa: PT017 - where it is opened all the same, all is there
+
+
+def test_the_command_release(tmp_path, capsys):
+    """Who will not come back is let go, by whoever has the storage open; and who was never there is named."""
+    (tmp_path / "db").mkdir()
+    (tmp_path / "backups").mkdir()
+    with BerkeleyDBStorage(tmp_path / "db") as opened:
+        opened.backup(tmp_path / "backups")
+        (holder,) = [held.holder for held in holds(opened).figures()]
+        assert holder == f"backup to {tmp_path / 'backups'}"
+        assert cli.main(["release", str(tmp_path / "db"), holder]) == 0
+        assert not holds(opened).figures()
+    assert cli.main(["release", str(tmp_path / "db"), holder]) == 2
+    assert "keeps no log for" in capsys.readouterr().err
+    with BerkeleyDBStorage(tmp_path / "db") as opened:
+        assert opened.backup(tmp_path / "backups").kind == "full"
+
+
+def test_holders_of_strange_places():
+    """Each has a name that may be one, the same each time."""
+    strange = ["/x" * 1000, "/x" * 1000 + "y", "/a\nb", "/a b", "/ä"]
+    names = [holder_name("backup", place) for place in strange]
+    assert len(set(names)) == len(strange)
+    assert all(len(name) <= LONGEST_NAME and name.isprintable() for name in names)
+    assert names == [holder_name("backup", place) for place in strange]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from berkeleydb_storage.backup.retention import Keep
 from berkeleydb_storage.backup.stores import is_url
@@ -27,6 +29,8 @@ class Every:
     """An existing directory, on another disk if possible, or a URL that fsspec knows. Several storages may share it."""
     keep: int | Keep = 10
     """How many of this storage stay, the newest; or which, as `Keep` says. Others are removed after one was made."""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What fsspec's file system takes for a URL, such as credentials; what is not given it finds by itself."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, and make a path absolute.

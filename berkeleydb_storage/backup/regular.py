@@ -6,7 +6,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from berkeleydb_storage.backup.guarding import GuardedSource
 from berkeleydb_storage.backup.making import Backup, back_up
@@ -15,7 +17,7 @@ from berkeleydb_storage.backup.pruning import prune
 from berkeleydb_storage.backup.repository import Report, Repository
 from berkeleydb_storage.backup.retention import Keep
 from berkeleydb_storage.backup.source import LocalSource
-from berkeleydb_storage.backup.stores import open_store
+from berkeleydb_storage.backup.stores import Store, open_store
 from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.errors import BackupError, StorageClosed
 
@@ -55,6 +57,7 @@ class Backups:
         *,
         full: bool = False,
         keep: Keep | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Backup:
         """Make a backup, and remove what `keep` has no need for; None: remove nothing.
 
@@ -65,19 +68,21 @@ class Backups:
         if not self._running.acquire(blocking=False):
             raise BackupError(f"a backup of {self.source.path} is being made: wait until it is done")
         self._runner = threading.get_ident()
+        if options is None and self.policy is not None and os.fspath(target) == os.fspath(self.policy.to):
+            options = self.policy.options
         try:
-            return self._make(target, progress or _silent, full, keep)
+            return self._make(open_store(target, options=options), progress or _silent, full, keep)
         finally:
             self._runner = None
             self._running.release()
 
-    def _make(self, target: str | os.PathLike[str], progress: Report, full: bool, keep: Keep | None) -> Backup:
+    def _make(self, store: Store, progress: Report, full: bool, keep: Keep | None) -> Backup:
         def report(activity: str, size: int) -> None:
             self._require_running()
             progress(activity, size)
 
         self._require_running()
-        repository = Repository(open_store(target))
+        repository = Repository(store)
         made = back_up(self._guarded, repository, report, full=full)
         if keep is not None:
             prune(repository, made.identity, keep, lambda: self._stopped)
@@ -105,11 +110,11 @@ class Backups:
             return
         self._due = time.monotonic() + min(policy.seconds, RETRY)
         with suppress(StorageClosed):
-            self.make(policy.to, keep=policy.kept)
+            self.make(policy.to, keep=policy.kept, options=policy.options)
 
     def _wait(self, policy: Every) -> float:
         """Return how many seconds to wait for the next backup, as far as those tell that are there."""
-        bases = Repository(open_store(policy.to)).bases(self._engine.identity.hex())
+        bases = Repository(open_store(policy.to, options=policy.options)).bases(self._engine.identity.hex())
         ends = [(base.manifest.tid, base.manifest.time) for base in bases if base.manifest is not None]
         ends += [(run.tid, run.time) for base in bases for run in base.runs]
         if not ends:

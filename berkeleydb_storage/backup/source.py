@@ -38,7 +38,7 @@ from berkeleydb_storage.engine import Engine
 from berkeleydb_storage.environment import LIBRARY_ERRORS, TABLES, explain
 from berkeleydb_storage.errors import BackupError, DamagedError, LogGone, StorageClosed
 from berkeleydb_storage.files import PAGE_SIZE, TABLE_SUFFIX, Position
-from berkeleydb_storage.holding import Holds
+from berkeleydb_storage.holding import Holds, Pin
 from berkeleydb_storage.keys import mac_key
 from berkeleydb_storage.recovery import RESTORE
 
@@ -174,12 +174,12 @@ class LocalSource:
             with self._engine.lock:
                 self._engine.require_open()
                 self._engine.require_idle()
-            with self._checkpointer.keeping_logs() as first:
+            with self._checkpointer.keeping_logs() as pin:
                 for name in TABLES:
-                    yield from self._table(name + TABLE_SUFFIX)
+                    yield from self._table(name + TABLE_SUFFIX, pin)
                 failpoints.reached("backup.tables")
                 moment = self.look()
-                start = Position(first, 0)
+                start = Position(pin.log, 0)
                 yield from self.log(start, moment.end)
                 return Copied(moment, start, self._description())
         finally:
@@ -191,12 +191,13 @@ class LocalSource:
             raise DamagedError(f"{self._directory.path / DESCRIPTION} is gone: restore it from a backup")
         return asdict(description)
 
-    def _table(self, name: str) -> Iterator[Chunk]:
+    def _table(self, name: str, pin: Pin) -> Iterator[Chunk]:
         with _opened(self._directory.path / name) as file:
             offset, rests = 0, _Rests(self._engine)
             while parts := self._parts(file, offset):
                 for part in parts:
                     self._require_running()
+                    self._require_kept(pin)
                     self._require_sound(name, offset, part)
                     yield Chunk(name, part)
                     offset += len(part)
@@ -205,6 +206,13 @@ class LocalSource:
     def _require_running(self) -> None:
         if self._engine.closing:
             raise StorageClosed(f"{self._directory.path} is being closed: there is no backup")
+
+    def _require_kept(self, pin: Pin) -> None:
+        if pin.lost:
+            raise LogGone(
+                f"the disk of {self._directory.path} was full, and log files that the copy needs are removed: "
+                "free some, then make it again"
+            )
 
     def _require_sound(self, name: str, offset: int, part: bytes) -> None:
         for number in damaged_pages(part, offset // PAGE_SIZE, self._mac):

@@ -2,7 +2,7 @@
 
 from berkeleydb_storage.commands.archiving import ARCHIVE
 from berkeleydb_storage.commands.asking import SERVER
-from berkeleydb_storage.commands.backing import BACKUP, BACKUPS
+from berkeleydb_storage.commands.backing import BACKUP, BACKUPS, RELEASE
 from berkeleydb_storage.commands.command import Command
 from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.commands.looking import CENSUS, CHECK, STAT
@@ -27,6 +27,7 @@ ALL: tuple[Command, ...] = (
     COMPACT,
     BACKUP,
     BACKUPS,
+    RELEASE,
     RESTORE,
     VERIFY,
     ARCHIVE,

@@ -20,7 +20,7 @@ from berkeleydb_storage.commands.console import Console
 from berkeleydb_storage.commands.places import add_options, add_place, place, store_options
 from berkeleydb_storage.control.access import open_source
 from berkeleydb_storage.environment import TABLES
-from berkeleydb_storage.errors import OptionError, OwnerGone, StorageClosed
+from berkeleydb_storage.errors import BackupError, OptionError, OwnerGone, StorageClosed
 from berkeleydb_storage.files import TABLE_SUFFIX
 from berkeleydb_storage.progress import Progress
 
@@ -123,6 +123,27 @@ def _backups_arguments(parser: argparse.ArgumentParser) -> None:
     _add_keep(parser)
 
 
+def _release(arguments: argparse.Namespace, console: Console) -> int:
+    with open_source(arguments.directory, key=key_of(arguments), cachesize=arguments.cachesize) as source:
+        position = source.held(arguments.holder)
+        if position is None:
+            raise BackupError(
+                f"{arguments.directory} keeps no log for {arguments.holder!r}: `durus-bdb stat {arguments.directory}` "
+                "shows for whom it does"
+            )
+        source.release(arguments.holder)
+    console.result(
+        {"directory": arguments.directory, "holder": arguments.holder, "log": position.log, "offset": position.offset},
+        f"{arguments.directory} keeps no log for {arguments.holder} any more; the next checkpoint removes it",
+    )
+    return 0
+
+
+def _release_arguments(parser: argparse.ArgumentParser) -> None:
+    add_directory(parser)
+    parser.add_argument("holder", metavar="HOLDER", help='as `stat` shows it, such as "backup to /backups/db"')
+
+
 BACKUP = Command(
     "backup",
     "make a backup: of everything the first time, then of what is new",
@@ -140,4 +161,13 @@ BACKUPS = Command(
     "durus-bdb backups /backups/db",
     _backups_arguments,
     _backups,
+)
+RELEASE = Command(
+    "release",
+    "keep no log any more for a backup or an archive that will not come back",
+    "The log after a backup is kept for the next one to the same place. Where there will be none, it is kept for "
+    "nothing, until it has more bytes than the storage. If there is one after all, it copies everything.",
+    'durus-bdb release db "backup to /backups/db"',
+    _release_arguments,
+    _release,
 )

@@ -99,15 +99,17 @@ def _backups(arguments: argparse.Namespace) -> Every | None:
     if arguments.backup_to is None or arguments.read_only:
         raise OptionError("--backup-every takes a directory, --backup-to, and a storage that is not --read-only")
     keep = {} if arguments.backup_keep is None else {"keep": arguments.backup_keep}
-    return Every(arguments.backup_every, arguments.backup_to, **keep)
+    return Every(arguments.backup_every, arguments.backup_to, options=store_options(arguments), **keep)
 
 
 def _archive(arguments: argparse.Namespace) -> Archive | None:
     """Return where the storage is archived."""
     if arguments.archive_to is None:
-        for option in ("archive_interval", "archive_queue", "archive_keep_days", "store_options"):
+        for option in ("archive_interval", "archive_queue", "archive_keep_days"):
             if getattr(arguments, option) is not None:
                 raise OptionError(f"{_name(option)} is of no use without --archive-to")
+        if arguments.store_options is not None and arguments.backup_every is None:
+            raise OptionError("--store-options is for a URL of --archive-to or --backup-every: give one of them")
         return None
     if arguments.read_only:
         raise OptionError("--archive-to takes a storage that may be written: leave --read-only out")
@@ -205,7 +207,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     _add_security(parser)
     add("--metrics", metavar="ADDRESS", help="answer Prometheus there: GET /metrics, without a password")
     backups = parser.add_argument_group("backups")
-    backups.add_argument("--backup-to", metavar="DIR", help="for those that `durus-bdb server … backup` asks for")
+    backups.add_argument("--backup-to", metavar="PLACE", help="for those that `durus-bdb server … backup` asks for")
     backups.add_argument("--backup-every", type=float, metavar="SECONDS", help="make them by itself, too")
     backups.add_argument("--backup-keep", type=int, metavar="N", help="of these the newest N stay (default: 10)")
     archive = parser.add_argument_group("archive").add_argument
