@@ -227,3 +227,12 @@ def test_verified_by_storage(tmp_path, target, capsys):
     assert main(["verify", str(target), "--of", str(tmp_path / "plain")]) == 0
     assert main(["verify", str(target), "--of", str(tmp_path / "none")]) == 1
     assert "no backup that is complete" in capsys.readouterr().out
+
+
+def test_the_place_is_a_mount_point(tmp_path, target):
+    (target / "lost+found").mkdir()
+    (target / "lost+found" / "#12").touch()
+    made(tmp_path / "db", target, b"1")
+    names = LocalStore(target).list()
+    assert names
+    assert not any(name.startswith("lost+found") for name in names)

@@ -28,6 +28,8 @@ from berkeleydb_storage.errors import BackupError, ObjectExists, StoreUnreachabl
 
 _NOT_OFFERED = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL)
 _NOT_LOCKABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+LOST = "lost+found"
+"""A directory of the file system, at a mount point, that root alone may read."""
 OLD = 86400.0
 """Seconds after which a leftover is removed where nothing can be locked."""
 
@@ -79,7 +81,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):  # removed meanwhile, or never there
             return
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == LOST:
                 continue
             if entry.is_dir():
                 yield from self._below(Path(entry.path))
