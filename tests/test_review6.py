@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 
@@ -236,3 +237,20 @@ def test_the_place_is_a_mount_point(tmp_path, target):
     names = LocalStore(target).list()
     assert names
     assert not any(name.startswith("lost+found") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("storage", "place", "told"),
+    [
+        ("none", "backups", "none is no directory: give the directory of a storage"),
+        ("db", "file/backups", "file cannot be made .* give another place"),
+    ],
+)
+@pytest.mark.parametrize("command", [["backup"], ["archive", "--once"]])
+def test_what_is_not_there(tmp_path, target, monkeypatch, capsys, command, storage, place, told):
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "db", target, b"1")
+    (tmp_path / "file").touch()
+    name, *options = command
+    assert main([name, storage, place, *options]) == 2
+    assert re.search(told, capsys.readouterr().err)

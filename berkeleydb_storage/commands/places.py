@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from berkeleydb_storage.backup.stores import Store, is_url, open_store
-from berkeleydb_storage.errors import OptionError
+from berkeleydb_storage.errors import BackupError, OptionError
 
 
 def add_place(parser: argparse.ArgumentParser, help: str) -> None:
@@ -43,7 +43,15 @@ def store_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def place(arguments: argparse.Namespace, *, create: bool = False) -> Store:
-    """Return the store at PLACE; `create` makes the directory where it is not there."""
+    """Return the store at PLACE; `create` makes the directory where it is not there.
+
+    Raises:
+        BackupError: it cannot be used. OptionError: as `store_options`.
+    """
     if create and not is_url(arguments.place):
-        Path(arguments.place).parent.mkdir(parents=True, exist_ok=True)
+        parent = Path(arguments.place).absolute().parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BackupError(f"{parent} cannot be made ({error}): give another place, or mend that") from error
     return open_store(arguments.place, create=create, options=store_options(arguments))

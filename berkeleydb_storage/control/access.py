@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from berkeleydb_storage.backup.source import Source
 from berkeleydb_storage.control.asking import TIMEOUT, ControlSource
@@ -87,6 +88,8 @@ def _silent(in_use: StorageInUse, gone: OwnerGone) -> StorageInUse:
 
 def _require_storage(path: str | os.PathLike[str]) -> None:
     """Raise `StorageNotFound` where opening it would create one."""
+    if not Path(path).is_dir():
+        raise StorageNotFound(f"{os.fspath(path)} is no directory: give the directory of a storage")
     directory = Directory(path)
     description = directory.read()
     if description is None or description.state == CREATING:
