@@ -2,7 +2,8 @@
 
 The only place that configures logging and signals; nothing of both is left changed when `main` returns.
 
-Exit codes: 0; 1: ``check`` found faults, ``why`` garbage, ``salvage`` lost something; 2: an error, in one line on standard error; 130 and 143:
+Exit codes: 0; 1: ``check`` or ``verify`` found faults, ``why`` garbage, ``salvage`` lost something; 2: an error, in one
+line on standard error; 130 and 143:
 ended by SIGINT or SIGTERM; 141: nobody reads the output any more.
 """
 

@@ -81,7 +81,9 @@ server
 commands.lines
 commands.console
 commands.command commands.places
-commands.archiving commands.backing commands.restoring commands.looking commands.moving commands.packing commands.passwords commands.salvaging commands.serving commands.why
+commands.archiving commands.backing commands.restoring commands.looking
+commands.moving commands.packing commands.passwords
+commands.salvaging commands.serving commands.why
 commands.asking
 commands
 cli

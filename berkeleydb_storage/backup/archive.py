@@ -70,7 +70,7 @@ class Archived:
     time: float | None
     """Every commit before that time, in seconds since the epoch, is in it; None as above."""
     behind_bytes: int | None
-    """Of log, that were not in it at the last look; None where there is nothing to continue, until everything is copied."""
+    """Of log, that were not in it at the last look; None: there is nothing to continue, until everything is copied."""
     behind_seconds: float
     """Age of the oldest commit that is not in it, at most, as of the last look, an interval ago; 0: all are."""
     shipped_bytes: int

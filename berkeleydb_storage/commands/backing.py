@@ -148,8 +148,8 @@ BACKUP = Command(
     "backup",
     "make a backup: of everything the first time, then of what is new",
     "The storage may be in use: who has it open is asked for what is in it, while commits go on. Every commit that was "
-    "acknowledged before is in the backup. PLACE must be outside of DIRECTORY, better on another disk; several storages "
-    "may share it. Killed at any point, it leaves what was there before.",
+    "acknowledged before is in the backup. PLACE must be outside of DIRECTORY, better on another disk; several "
+    "storages may share it. Killed at any point, it leaves what was there before.",
     "durus-bdb backup db /backups/db --keep-daily 14 --keep-weekly 8",
     _backup_arguments,
     _backup,
