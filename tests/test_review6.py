@@ -254,3 +254,23 @@ def test_what_is_not_there(tmp_path, target, monkeypatch, capsys, command, stora
     name, *options = command
     assert main([name, storage, place, *options]) == 2
     assert re.search(told, capsys.readouterr().err)
+
+
+def test_two_write_the_same_piece(tmp_path, target, monkeypatch):
+    """An archive and a backup may continue the same chain; the end of a log file is the same piece for both."""
+    path = tmp_path / "db"
+    made(path, target, b"1")
+    places = []
+
+    def twice(self, name, chunks):
+        data = list(chunks)
+        write(self, name, data)
+        if "/pieces/" in name:
+            places.append(name)
+            write(self, name, data)
+
+    write = LocalStore.write
+    monkeypatch.setattr(LocalStore, "write", twice)
+    assert made(path, target, b"2").kind == "incremental"
+    assert places
+    assert record(1, data=b"2") in contents(restored(target)).values()

@@ -15,6 +15,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from berkeleydb_storage.backup.catalog import (
 )
 from berkeleydb_storage.backup.source import Chunk, Copied, Moment, Source
 from berkeleydb_storage.backup.stores import Store
-from berkeleydb_storage.errors import BackupError, DamagedBackup, StoreUnreachable
+from berkeleydb_storage.errors import BackupError, DamagedBackup, ObjectExists, StoreUnreachable
 from berkeleydb_storage.files import Position
 
 PIECE = 16 << 20
@@ -166,7 +167,8 @@ class Repository:
             digest = hashlib.sha256(data).hexdigest()[:DIGITS]
             tid, when = (moment.tid, moment.time) if last else (UNKNOWN, UNKNOWN)
             piece = Piece(position, end, tid, when, digest)
-            self._write(f"{base.folder}/{PIECES}/{piece.name}", [data], compressed=self.store.compressed)
+            with suppress(ObjectExists):  # another writes there too, the same bytes: the name has their checksum
+                self._write(f"{base.folder}/{PIECES}/{piece.name}", [data], compressed=self.store.compressed)
             failpoints.reached("backup.piece")
             added.append(piece)
             done += len(data)
