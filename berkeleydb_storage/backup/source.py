@@ -48,9 +48,9 @@ READ_AT_ONCE = 4 << 20
 """Bytes that are read between two checkpoints, at most, and kept in memory: what is slow is the writing."""
 BUSY = 64 << 10
 """Bytes given at a time while others commit: a store on the same disk syncs them, and a commit waits for that."""
-REST, LONGEST_REST = 1.0, 0.02
-"""While others commit, the copying rests for this share of the time that it worked, and so many seconds at most. With
-4 threads the slowest hundredth of the commits took 2.5 times as long as alone, on a busy machine, and 3.2 without."""
+REST, LONGEST_REST = 2.0, 0.02
+"""While others commit, the copying rests for so many times the time that it worked, and so many seconds at most. The
+slowest hundredth of the commits took 1.3 to 1.6 times as long as alone; 1.7 to 4.5 with half of that."""
 
 
 class Moment(NamedTuple):

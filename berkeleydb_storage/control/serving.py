@@ -48,6 +48,8 @@ ASKING = 5.0
 """Seconds that a request may take to arrive."""
 TAKING = 600.0
 """Seconds that a frame may take to be read."""
+SENT = 32 << 10
+"""Bytes that may be sent and not be taken yet: a copy rests in proportion to the time that writing it takes there."""
 BREATH = 0.1
 """Seconds without accepting, where the process has no descriptor left."""
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -154,6 +156,7 @@ class Control:
         with self._lock:
             self._answers[peer] = thread
         try:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENT)
             peer.settimeout(TAKING)
             thread.start()
         except BaseException:
