@@ -356,6 +356,7 @@ class Environment:
         self.writable = writable
         self.tables = tables
         self._environment = environment
+        self._guards = 0
         self.begin: Callable[[], Transaction] = environment.txn_begin
         self.flush: Callable[[], None] = environment.log_flush
 
@@ -428,9 +429,28 @@ class Environment:
             DamagedError: the disk failed, and the environment was stopped.
         """
         try:
-            self._environment.txn_checkpoint(0, 0, db.DB_FORCE)
+            with self._guarding():
+                self._environment.txn_checkpoint(0, 0, db.DB_FORCE)
         except LIBRARY_ERRORS as error:
             raise self.distrust(error) or explain(error, self.path) from error
+
+    @contextmanager
+    def _guarding(self) -> Iterator[None]:
+        """Have a transaction of no effect under way, with a record in the log.
+
+        A recovery begins with the first record of the oldest transaction that was under way at the checkpoint. It looks
+        for a later record of any transaction, and undoes nothing where there is none: what that first record tells
+        would stay, a part of a commit that was never made. Now the later record is there, or the first is this one.
+        """
+        guard = self.begin()
+        self._guards += 1
+        try:
+            self._environment.log_printf(b"checkpoint", txn=guard)
+            yield
+        except BaseException:
+            _quietly(guard.abort)
+            raise
+        guard.abort()
 
     def distrust(self, error: Exception) -> DamagedError | None:
         """Stop the environment if what failed may have been a sync, and return what to say then.
@@ -482,10 +502,10 @@ class Environment:
             return int(self._environment.txn_stat()["ncommits"])
 
     def quiet_since(self) -> int | None:
-        """Return how many transactions ever began, None where one is under way."""
+        """Return how many transactions ever began, without those of checkpoints; None where one is under way."""
         with explained(self.path):
             status = self._environment.txn_stat()
-        return None if status["nactive"] else int(status["nbegins"])
+        return None if status["nactive"] else int(status["nbegins"]) - self._guards
 
     def log_statistics(self) -> dict[str, int]:
         """Return the library's numbers about the log; empty when opened for reading only."""

@@ -49,6 +49,7 @@ _FIELDS = {
     41: "uuuuuddl",
     43: "uuuuudlll",
     44: "uuul",
+    47: "duddu",
     48: "uul",
     49: "ululuuuu",
     50: "uuluduu",

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from crash_model import History, Writer, set_up
-from graphs import copied, oid, record, scratch_directory
+from graphs import commit, copied, oid, record, scratch_directory
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -261,6 +261,23 @@ def test_what_was_dropped_does_not_come_back(place, caplog):
                 assert not again.check().faults
             shutil.rmtree(third)
     assert caplog.text.count("ACKNOWLEDGED COMMITS MAY BE LOST") == 1
+
+
+@pytest.mark.parametrize("type", ["btree", "hash"])
+def test_the_first_change_of_a_transaction_before_a_checkpoint_is_undone(place, type):
+    """It is the only record of a transaction that the log has from where the recovery begins."""
+    working, left = place / "working", place / "left"
+    working.mkdir()
+    with BerkeleyDBStorage(working, type=type, **OPTIONS) as storage:
+        commit(storage, record(0, data=b"before"))
+        with storage._engine.lock, storage._engine.change() as change:
+            storage._engine.objects.put(oid(0), record(0, data=b"halfway"), change.transaction)
+            storage._engine.environment.checkpoint()
+            copied(working, left)
+    with BerkeleyDBStorage(left, **OPTIONS) as storage:
+        assert storage.statistics().recovered
+        assert storage.load(oid(0)) == record(0, data=b"before")
+        assert not storage.check().faults
 
 
 def test_a_log_that_lacks_what_the_tables_have_is_refused(place, monkeypatch):
