@@ -143,7 +143,7 @@ class Checkpointer:
 
         Where that fails, the next checkpoint does it, or says why not.
         """
-        newest = self._environment.log_on_disk()
+        newest = min(self._environment.log_on_disk(), files.log_numbers(self._directory.path)[-1])
         if newest > self._noted:
             self._noted = newest
             with suppress(OSError):

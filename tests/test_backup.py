@@ -677,6 +677,7 @@ def test_a_restored_storage_in_the_place_of_the_old_one(filled, target, director
     assert contents(restored(target, of=identity))[oid(1)] == record(1, data=b"x" * 500)
 
 
+@pytest.mark.slow  # tests/test_backup_under_load.py has kills for all days
 @pytest.mark.parametrize(
     ("point", "mode"),
     [
@@ -702,8 +703,9 @@ def test_killed(tmp_path, directory, target, point, mode):
             assert not told or max(told) <= max(backup.name for backup in there)
             for backup in there[-2:]:
                 verify(restored(target, to_commit=backup.tid, of=backup.identity))
-            made = storage.backup(target, keep=2)
             goes_on = mode == "durable" and point in ("backup.piece", "backup.added", "backup.removing")
+            goes_on = goes_on and storage._running.holds.first() is not None  # else there was too much log
+            made = storage.backup(target, keep=2)
             assert made.kind == "incremental" or not goes_on, "without a sync, it has another identity after a crash"
             assert list(target.glob(".making/*")) == []
             assert contents(restored(target, of=made.identity)) == dict(storage.gen_oid_record())

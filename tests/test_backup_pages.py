@@ -25,7 +25,7 @@ KEY = "a password"
 OBJECTS_STORED = 300
 SEEDS = 12
 """Pages that a byte is flipped in, of each kind of storage."""
-BACKUPS = 3
+BACKUPS = 1
 """Of a storage whose tables change all the time."""
 KINDS = {
     "btree": {},

@@ -38,12 +38,13 @@ OPTIONS = {
     for key in (None, KEY)
 }
 FAST = ["btree, durable", "hash, durable"]
+RARE = ("hold.forgotten", "hold.removed", "hold.aside")
+"""Reached only where more log would be kept than may be, or by a recovery."""
 POINTS = [
     name
     for name in failpoints.NAMES
-    if name.startswith(("backup.", "store.", "hold.", "checkpoint.")) and name not in ("hold.forgotten", "hold.removed")
+    if name.startswith(("backup.", "store.", "hold.", "checkpoint.")) and name not in RARE
 ]
-"""But for what is reached only where more log would be kept than may be."""
 FAST_POINTS = [
     "hold.begun",
     "hold.noted",

@@ -495,10 +495,10 @@ def test_a_damaged_log_that_is_put_back(tmp_path):
     with (tmp_path / "objects.db").open("r+b") as file:
         file.seek(PAGE_SIZE + 100)
         file.write(b"\xa5" * 50)
-    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(DamagedError):
         quiet(tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     assert durable_noted(tmp_path)
 
 

@@ -361,7 +361,7 @@ class Machine(RuleBasedStateMachine):
         """Go on with a copy of the files as they are: one of the states since the last flush, whole."""
         dead = self.storage
         copy = self.new_directory()
-        for file in self.directory.iterdir():
+        for file in filter(Path.is_file, self.directory.iterdir()):
             copy_sparsely(file, copy / file.name)
         dead.close()
         self.directory = copy

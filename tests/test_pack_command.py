@@ -156,15 +156,15 @@ def suspected(open_storage):
 
 @pytest.mark.parametrize("batch", [1, 3, 9, 10])
 def test_suspects_by_what_is_known_of_them(suspected, batch, monkeypatch):
-    monkeypatch.setattr(inspection, "BATCH", batch)
+    monkeypatch.setattr("berkeleydb_storage.figures.BATCH", batch)
     found = inspection.figures(suspected)
     assert (found.suspects, found.suspects_waiting, found.suspects_unsettled) == (9, 2, 3)
 
 
 def test_too_many_suspects_to_count_them(suspected, monkeypatch):
-    monkeypatch.setattr(inspection, "SUSPECTS", 9)
+    monkeypatch.setattr("berkeleydb_storage.figures.SUSPECTS", 9)
     assert inspection.figures(suspected).suspects_waiting == 2
-    monkeypatch.setattr(inspection, "SUSPECTS", 8)
+    monkeypatch.setattr("berkeleydb_storage.figures.SUSPECTS", 8)
     found = inspection.figures(suspected)
     assert (found.suspects, found.suspects_waiting, found.suspects_unsettled) == (9, None, None)
 

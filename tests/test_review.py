@@ -310,7 +310,7 @@ def test_the_last_oids_are_handed_out_and_then_none(tmp_path):
 
 
 def test_no_temporary_directory_is_an_error_that_says_so(tmp_path, monkeypatch):
-    (tmp_path / "log.0000000001").write_bytes(b"")
+    BerkeleyDBStorage(tmp_path).close()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(BerkeleyDBStorageError, match="TMPDIR"):
         end_of_log(tmp_path / "log.0000000001")

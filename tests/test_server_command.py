@@ -16,7 +16,7 @@ from concurrency import PATIENCE
 from conftest import check_directory
 from durus.connection import Connection
 from durus.persistent_dict import PersistentDict
-from graphs import record
+from graphs import commit, hand_out, record
 from serve_process import COMMAND, ENVIRONMENT, Serving, run
 from served import Served
 from test_cli import on_terminal
@@ -194,8 +194,11 @@ def test_a_backup_under_way_ends_with_the_server(directory, tmp_path):
     """At once; there is nothing of it."""
     backups = tmp_path / "backups"
     backups.mkdir()
+    with BerkeleyDBStorage(directory) as storage:  # large enough for the signal to come before the end of the copy
+        hand_out(storage, 40)
+        commit(storage, record(0, *range(1, 40)), *(record(key, data=os.urandom(1 << 20)) for key in range(1, 40)))
     options = ("--listen", f"unix:{tmp_path}/s", "--backup-to", backups)
-    server = Serving(directory, *options, signalled=("backup.tables", signal.SIGTERM, 1))
+    server = Serving(directory, *options, signalled=("backup.begun", signal.SIGTERM, 1))
     _, err = run("server", server.address, "backup", code=2)
     assert err == "durus-bdb: the server: the server ends: there is no backup\n"
     assert server.join()[0] == 0

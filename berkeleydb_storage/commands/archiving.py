@@ -158,7 +158,7 @@ class _Archiving:
                     break
                 archiver.wait(SLICE)
         finally:
-            self.figures = archiver.figures()
+            self._note(archiver.figures())
             archiver.release()
 
     def _beside(self, source: Source) -> None:
@@ -173,7 +173,7 @@ class _Archiving:
                 self._sleep(max(self._arguments.interval - 2 * took, self._arguments.interval / 4), archiver)
             archiver.finish(ENDING)
         finally:
-            self.figures = archiver.figures()
+            self._note(archiver.figures())
             archiver.release()
 
     def _sleep(self, seconds: float, archiver: Archiver | None = None) -> None:
@@ -183,9 +183,15 @@ class _Archiving:
             if archiver is not None:
                 self._show(archiver)
 
+    def _note(self, figures: Archived) -> None:
+        """Keep the newest figures that say something: an archiver whose owner went at once knows nothing yet."""
+        if self.figures is None or figures.time is not None or figures.failing:
+            self.figures = figures
+
     def _show(self, archiver: Archiver) -> None:
         """Show how far it is: a bar while everything is copied, else a line a minute."""
-        self.figures = figures = archiver.figures()
+        figures = archiver.figures()
+        self._note(figures)
         if figures.copying is not None:
             if self._copying is not None:
                 self._progress(*self._copying)
