@@ -218,7 +218,7 @@ def test_backups_by_themselves(served, tmp_path):
     server.stop()
     [first, *kept] = list_backups(tmp_path)
     assert first.kind == "full"
-    assert 1 <= len(kept) <= 2
+    assert 1 <= len(kept) <= 3  # one more where the end came before the removing
 
 
 def limits_of(server):
