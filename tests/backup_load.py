@@ -31,7 +31,7 @@ REPLACED = 25
 SIZES = (0, 30, 400, 2000, 5000)
 LOGS = {"LOG_FILE_SIZE": 1 << 18, "LOG_BUFFER": 1 << 15}
 """Small ones, so that they come and go."""
-HELD = 1 << 30
+HELD = 1 << 33
 """Bytes that are kept for the next backup: all, so that there is no gap that no restore can reach."""
 
 Seen = namedtuple("Seen", "least most")
