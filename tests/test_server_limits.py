@@ -43,9 +43,10 @@ def test_what_does_not_come_in(caplog, monkeypatch):
     with house(caplog, monkeypatch, limits=limits()) as one:
         with one.honest.at_work():
             openings = (b"", b"V", b"V\0\0\0", b"VBDB\1", b"VBDB\1\0", b"VBDB\1\0\0\0\1", b"L\0\0\0", b"B\0\0\0\2")
-            clients = [one.durus() for _ in openings * 20]
-            for client, opening in zip(clients, openings * 20, strict=True):
-                client.send(opening)
+            clients = []
+            for opening in openings * 20:
+                clients.append(one.durus())
+                clients[-1].send(opening)
             for client in clients:
                 client.is_over()
         assert any("it has not come in within 0.25 s" in line for line in reasons(caplog))
@@ -53,11 +54,12 @@ def test_what_does_not_come_in(caplog, monkeypatch):
 
 def test_a_version_is_no_request(caplog, monkeypatch):
     """After `V` a Durus client may rest as long as it likes; so may one of the extended protocol after `R`."""
-    with house(caplog, monkeypatch, limits=limits()) as one:
-        resting, other = one.durus(), one.extended()
+    with house(caplog, monkeypatch, limits=limits(handshake=1)) as one:
+        resting = one.durus()
         resting.version()
+        other = one.extended()
         began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > 0.4, "some time has passed")
+        wait_until(lambda: time.monotonic() - began > 1.2, "some time has passed")
         assert resting.load(1)
         assert other.load(1)[0] == protocol.OK
 
@@ -73,7 +75,7 @@ def test_a_version_is_no_request(caplog, monkeypatch):
     ],
 )
 def test_durus_requests_that_never_end(caplog, monkeypatch, begun):
-    with house(caplog, monkeypatch, limits=limits()) as one, one.honest.at_work():
+    with house(caplog, monkeypatch, limits=limits(handshake=30)) as one, one.honest.at_work():
         clients = [one.durus() for _ in range(30)]
         for client in clients:
             client.version()
@@ -93,7 +95,7 @@ def test_durus_requests_that_never_end(caplog, monkeypatch, begun):
 )
 def test_frames_that_never_end(caplog, monkeypatch, begun):
     """Of the first kind the timer runs only from the fifth byte on: before that it is no request, and holds nothing."""
-    with house(caplog, monkeypatch, limits=limits(idle=0.4)) as one:
+    with house(caplog, monkeypatch, limits=limits(handshake=30, idle=0.4)) as one:
         clients = [one.extended() for _ in range(30)]
         for client in clients:
             client.send(begun)
@@ -104,7 +106,7 @@ def test_frames_that_never_end(caplog, monkeypatch, begun):
 
 def test_a_byte_now_and_then(caplog, monkeypatch):
     """It is the whole request that has to be there in time, not the next byte."""
-    with house(caplog, monkeypatch, limits=limits()) as one:
+    with house(caplog, monkeypatch, limits=limits(handshake=30)) as one:
         client, frame = one.extended(), commit_frame(record(FREE[0], bytes(5000)))
         client.socket.settimeout(0.01)
         started = time.monotonic()
