@@ -15,18 +15,18 @@ from durus.connection import Connection
 from pyroaring import BitMap64
 
 from benchmarks.__main__ import BENCHMARKS, FULL, GROUPS, QUICK, TINY, main
-from benchmarks.clients import Client, Paced
-from benchmarks.collecting import Subject
-from benchmarks.counting import without_counts
-from benchmarks.crowd import summed
-from benchmarks.graphs import ROOT, Graph
-from benchmarks.measure import Figure, Spread
-from benchmarks.proxy import Proxy
-from benchmarks.records import fill, records
-from benchmarks.report import verdict
-from benchmarks.shapes import GOES_THROUGH, build_shapes
-from benchmarks.slowsync import slow_disk
-from benchmarks.workers import Worker, together
+from benchmarks.garbage.collecting import Subject
+from benchmarks.garbage.counting import without_counts
+from benchmarks.method.measure import Figure, Spread
+from benchmarks.method.report import verdict
+from benchmarks.method.slowsync import slow_disk
+from benchmarks.method.workers import Worker, together
+from benchmarks.objects.graphs import ROOT, Graph
+from benchmarks.objects.records import fill, records
+from benchmarks.objects.shapes import GOES_THROUGH, build_shapes
+from benchmarks.serving.clients import Client, Paced
+from benchmarks.serving.crowd import summed
+from benchmarks.serving.proxy import Proxy
 from berkeleydb_storage import BerkeleyDBStorage, session
 from berkeleydb_storage.change import Change
 

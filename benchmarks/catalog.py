@@ -1,0 +1,59 @@
+"""All benchmarks by name, each with its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.backups import archiving, backing
+from benchmarks.garbage import collecting
+from benchmarks.method.measure import Result
+from benchmarks.serving import serving, serving_more
+from benchmarks.work import building, encrypting, migrating
+
+TINY, QUICK, FULL = "tiny", "quick", "full"
+"""So small that the numbers mean nothing; minutes; what is reported."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One benchmark."""
+
+    run: Callable[[Path, Any], list[Result]]
+    """Does it in an empty directory of its own."""
+    sizes: Mapping[str, Any]
+    """Of `TINY`, `QUICK` and `FULL`: how much is done."""
+
+
+PARTS: dict[str, Part] = {
+    "build": Part(building.building, building.SIZES),
+    "encryption": Part(encrypting.encryption, encrypting.SIZES),
+    "archive": Part(archiving.archive, archiving.SIZES),
+    "migrate": Part(migrating.migrate, migrating.SIZES),
+    "collect": Part(collecting.collect, collecting.SIZES),
+    "backup": Part(backing.backup, backing.SIZES),
+    "serve-loads": Part(serving.loads, serving.SIZES),
+    "serve-commits": Part(serving.commits, serving.SIZES),
+    "serve-slow": Part(serving.slow, serving.SIZES),
+    "serve-large": Part(serving_more.large, serving.SIZES),
+    "serve-link": Part(serving_more.link, serving.SIZES),
+    "serve-shared": Part(serving_more.shared, serving.SIZES),
+    "serve-tls": Part(serving_more.tls, serving.SIZES),
+}
+
+GROUPS = {"serve": [name for name in PARTS if name.startswith("serve-")]}
+"""What stands for several benchmarks."""
+
+
+def named(names: list[str]) -> list[str]:
+    """Return the benchmarks that these names stand for; all where there are none.
+
+    Raises:
+        KeyError: there is none of a name.
+    """
+    found = [each for name in names for each in GROUPS.get(name, [name])] or list(PARTS)
+    for name in found:
+        PARTS[name]
+    return found

@@ -1,9 +1,0 @@
-"""``python -m benchmarks.child FUNCTION ARGUMENTS``: prints what a function of `probes` returns; both as JSON."""
-
-import json
-import sys
-
-from benchmarks import probes
-
-if __name__ == "__main__":
-    print(json.dumps(getattr(probes, sys.argv[1])(*json.loads(sys.argv[2]))))

@@ -1,0 +1,142 @@
+"""Durus' own storages, and ours, at both levels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from durus.connection import Connection
+from durus.file_storage import FileStorage
+from durus.file_storage2 import FileStorage2
+from durus.storage import Storage
+
+from benchmarks.peers.contract import Record
+from berkeleydb_storage import BerkeleyDBStorage
+
+EVERYTHING = 1 << 40
+"""A cache that shrinks by itself would be measured, too."""
+
+OURS, FILE, FILE2, BARE = "ours", "FileStorage", "FileStorage2", "bare Berkeley DB"
+
+NEVER_SYNCS = "hands each commit to the system, never syncs"
+SYNCS = "syncs each commit"
+HANDS_OVER = "durable=False: hands each commit to the system, never syncs"
+BUFFERS = "durable=False, async_log_write=False: log in a buffer of 1 MiB"
+
+
+def ours(directory: Path, **options: Any) -> BerkeleyDBStorage:
+    """Open our storage, with the default policies, in a directory that is made if need be."""
+    directory.mkdir(exist_ok=True)
+    return BerkeleyDBStorage(directory, **options)
+
+
+OPENERS: dict[str, Callable[[Path], Storage]] = {
+    OURS: ours,
+    FILE: lambda path: FileStorage(str(path)),
+    FILE2: lambda path: FileStorage2(str(path)),
+}
+
+
+class DurusStore:
+    """A storage of Durus' kind."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Use a storage that is open."""
+        self.storage = storage
+        self.load: Callable[[bytes], bytes] = storage.load
+        self._known = 0
+
+    def fill(self, batches: Iterable[Sequence[Record]]) -> None:
+        """Store new records."""
+        new_oid = self.storage.new_oid
+        for batch in batches:
+            self.storage.begin()
+            for oid, record in batch:
+                if int.from_bytes(oid, "big") >= self._known:
+                    self._known = int.from_bytes(new_oid(), "big") + 1
+                self.storage.store(oid, record)
+            self.storage.end()
+
+    def commit(self, changes: Sequence[Record]) -> None:
+        """Store records in one transaction."""
+        storage = self.storage
+        storage.begin()
+        for oid, record in changes:
+            storage.store(oid, record)
+        storage.end()
+
+    def close(self) -> None:
+        """Close it."""
+        self.storage.close()
+
+
+class DurusDatabase:
+    """A connection of Durus."""
+
+    toolkit = "durus"
+
+    def __init__(self, storage: Storage) -> None:
+        """Connect to a storage that is open."""
+        self.connection = Connection(storage, cache_size=EVERYTHING)
+        self.root = self.connection.get_root()
+        self.commit = self.connection.commit
+
+    def forget(self) -> None:
+        """Connect anew: its cache is the only one."""
+        self.connection = Connection(self.connection.storage, cache_size=EVERYTHING)
+        self.root = self.connection.get_root()
+        self.commit = self.connection.commit
+
+    def collect(self) -> None:
+        """Pack."""
+        self.connection.pack()
+
+    def close(self) -> None:
+        """Close the storage."""
+        self.connection.storage.close()
+
+
+class _Synced(FileStorage):
+    """A FileStorage with the sync that it leaves out."""
+
+    def end(self, handle_invalidations: Callable[[Sequence[bytes]], object] | None = None) -> None:
+        """Commit, and wait for the disk."""
+        super().end(handle_invalidations)
+        self.shelf.file.flush()
+        os.fsync(self.shelf.file.file.fileno())
+
+
+def _unsynced(path: Path) -> BerkeleyDBStorage:
+    return ours(path, durable=False)
+
+
+def _file(path: Path) -> FileStorage:
+    return FileStorage(str(path))
+
+
+def _file_synced(path: Path) -> FileStorage:
+    return _Synced(str(path))
+
+
+def _file2(path: Path) -> FileStorage2:
+    return FileStorage2(str(path))
+
+
+def _sqlite(path: Path) -> Storage:
+    from durus.sqlite_storage import SqliteStorage
+
+    return SqliteStorage(str(path))
+
+
+def _levels(opener: Callable[[Path], Storage]) -> tuple[Callable[[Path], DurusStore], Callable[[Path], DurusDatabase]]:
+    return lambda path: DurusStore(opener(path)), lambda path: DurusDatabase(opener(path))
+
+
+ours_store, ours_database = _levels(ours)
+ours_unsynced_store, ours_unsynced_database = _levels(_unsynced)
+file_store, file_database = _levels(_file)
+file_synced_store, file_synced_database = _levels(_file_synced)
+file2_store, file2_database = _levels(_file2)
+sqlite_store, sqlite_database = _levels(_sqlite)
