@@ -35,7 +35,7 @@ def run(names: Sequence[str], size: str, directory: Path, out: Callable[[str], o
 
 def _run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure this package beside its peers.")
-    parser.add_argument("names", nargs="*", help=f"which ({', '.join([*PARTS, *GROUPS])}); all by default")
+    parser.add_argument("names", nargs="*", help=f"which ({', '.join([*PARTS, *GROUPS])}); compared by default")
     parser.add_argument("--full", action="store_true", help="the sizes that are reported: an hour; else minutes")
     parser.add_argument("--tiny", action="store_true", help="so small that the numbers mean nothing: to try it out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")

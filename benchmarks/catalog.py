@@ -43,17 +43,23 @@ PARTS: dict[str, Part] = {
     "serve-tls": Part(serving_more.tls, serving.SIZES),
 }
 
-GROUPS = {"serve": [name for name in PARTS if name.startswith("serve-")]}
+COMPARED = ["build"]
+"""What is run where no name is given: ours beside everyone else."""
+GROUPS = {
+    "compared": COMPARED,
+    "serve": [name for name in PARTS if name.startswith("serve-")],
+    "all": list(PARTS),
+}
 """What stands for several benchmarks."""
 
 
 def named(names: list[str]) -> list[str]:
-    """Return the benchmarks that these names stand for; all where there are none.
+    """Return the benchmarks that these names stand for; `COMPARED` where there are none.
 
     Raises:
         KeyError: there is none of a name.
     """
-    found = [each for name in names for each in GROUPS.get(name, [name])] or list(PARTS)
+    found = [each for name in names for each in GROUPS.get(name, [name])] or COMPARED
     for name in found:
         PARTS[name]
     return found

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.method.child FUNCTION ARGUMENTS``: prints what a function of `probes` returns; both as JSON."""
+"""``python -m benchmarks.method.child FUNCTION ARGUMENTS``: prints what a function of `probes` returns, as JSON."""
 
 import json
 import sys

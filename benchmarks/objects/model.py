@@ -1,7 +1,7 @@
 """The objects of the workloads, without the base class that makes them persistent.
 
-An object database finds a class by its name, and each asks for a base class of its own. So what the objects are is written
-here, once; `durus_classes` and `zodb_classes` put them on their bases.
+An object database finds a class by its name, and each asks for a base class of its own. So what the objects are is
+written here, once; `durus_classes` and `zodb_classes` put them on their bases.
 """
 
 from __future__ import annotations

@@ -263,8 +263,8 @@ def _count(profile: Profile, sample: Sample, within: Callable[[Sample], bool]) -
 
 def _function(layer: str, stack: list[Frame]) -> str:
     """Return the name of the innermost function that tells something."""
-    ours = layer.startswith(OURS)
+    of_the_system = layer in (SYNC, CALLS, AWAIT, LOCKS)
     for frame in reversed(stack):
-        if frame.has_a_name and (module_of(frame) if ours else not frame.place.startswith("[")):
+        if frame.has_a_name and (of_the_system or not frame.is_of_the_c_library):
             return frame.name
     return "?"
