@@ -109,6 +109,7 @@ def _counting():
 
 def test_a_name_may_stand_for_several_benchmarks():
     assert set(GROUPS["serve"]) == {name for name in PARTS if name.startswith("serve-")}
+    assert set().union(*GROUPS.values()) == set(GROUPS["all"]) == set(PARTS)
     assert not set(GROUPS) & set(PARTS)
 
 

@@ -36,7 +36,7 @@ def build(connection: Connection, count: int) -> None:
 
 def is_item(number: int) -> bool:
     """Tell whether an object refers to no other, of those that `records` makes."""
-    return number % FOLDER > 1
+    return number > 0 and (number - 1) % FOLDER > 0
 
 
 def record(number: int, version: int = 0, references: bytes = b"") -> bytes:
