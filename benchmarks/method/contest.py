@@ -34,10 +34,12 @@ class Contender:
 
         Args:
             peer: a name of `PEERS`.
-            path: where it may keep its things; nothing is there yet.
+            path: where it may keep its things: a file or directory, and others beside it; the directory that it is
+                in is its own.
         """
         self.peer = peer
         self.path = Path(path)
+        self.path.parent.mkdir(exist_ok=True)
 
     def round(self) -> dict[str, float]:
         """Do the work once; return what was measured, by column."""
@@ -56,7 +58,7 @@ class Contender:
 
     def remove(self) -> None:
         """Remove everything that was kept."""
-        for path in self.path.parent.glob(f"{self.path.name}*"):
+        for path in self.path.parent.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -90,7 +92,7 @@ def contest(
             for peer in present(peers):
                 if fresh or number == 0:
                     progress(f"{kind.__name__}: {peer.name}, round {number + 1} of {rounds + warm}")
-                    given = [peer.name, directory / peer.name, *arguments]
+                    given = [peer.name, directory / peer.name / "store", *arguments]
                     workers[peer.name] = stack.enter_context(Worker(kind, *given))
                     workers[peer.name].call("forget_highest")
                 measured = workers[peer.name].call("round")
