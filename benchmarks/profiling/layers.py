@@ -58,7 +58,14 @@ _LOCKS = {
     *("PyThread_acquire_lock_timed", "take_gil", "pthread_cond_wait", "pthread_cond_timedwait"),
     *("pthread_cond_clockwait", "sem_wait", "sem_timedwait", "sem_clockwait"),
 }
-_NO_WAIT = {"sem_trywait", "sem_post", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_signal"}
+_QUICK = {
+    "sem_trywait",
+    "sem_post",
+    "pthread_mutex_lock",
+    "pthread_mutex_unlock",
+    "pthread_cond_signal",
+    "clock_gettime",
+}
 
 _LIBDB = (
     (
@@ -145,7 +152,7 @@ def _of_the_system(stack: list[Frame]) -> str:
     for layer, names in ((SYNC, _SYNCS), (CALLS, _CALLS), (AWAIT, _AWAITS)):
         if asks & names:
             return layer
-    if called & _LOCKS and last.is_of_the_c_library and last.name not in _NO_WAIT:
+    if called & _LOCKS and last.is_of_the_c_library and last.name not in _QUICK:
         return LOCKS
     return ""
 
@@ -205,10 +212,10 @@ def is_waiting(layer: str) -> bool:
 
 @dataclass
 class Profile:
-    """What the samples of one process come to."""
+    """What the samples of one thread come to, and what others of its process did meanwhile."""
 
-    thread: str = ""
-    """The one that works most: the shares are those of its time."""
+    thread: str
+    """Its name: the shares are those of its time."""
     total: int = 0
     """Its samples."""
     layers: Counter[str] = field(default_factory=Counter)
@@ -230,20 +237,18 @@ class Profile:
         return found.most_common(most)
 
 
-def attribute(lines: Iterable[str], within: Callable[[Sample], bool] = lambda _: True) -> Profile:
+def attribute(lines: Iterable[str], thread: str, within: Callable[[Sample], bool] = lambda _: True) -> Profile:
     """Return what the lines of py-spy come to.
 
     Args:
         lines: those that it has written.
-        within: which samples of the thread that works most count; the others are of what is not measured.
+        thread: the name of the one whose time is shown.
+        within: which of its samples count; the others are of what is not measured.
     """
-    samples = [parse(line) for line in lines if line.strip()]
-    works: Counter[str] = Counter()
-    for sample in samples:
-        works[sample.thread] += 0 if is_waiting(layer_of(sample.stack)) else sample.count
-    profile = Profile(works.most_common(1)[0][0] if works else "")
-    for sample in samples:
-        _count(profile, sample, within)
+    profile = Profile(thread)
+    for line in lines:
+        if line.strip():
+            _count(profile, parse(line), within)
     return profile
 
 

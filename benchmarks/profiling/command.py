@@ -1,0 +1,166 @@
+"""``python -m benchmarks profile [path ...] [--seconds N] [--clients N] [--json FILE] [--directory DIRECTORY]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from benchmarks.method import report
+from benchmarks.method.facts import facts, on_disk, quiet_durus
+from benchmarks.method.measure import Result, Series, in_turn, progress, ratios, scaled
+from benchmarks.profiling import layers
+from benchmarks.profiling.paths import PATHS, QUICK, TINY, Profiled, Running, Setting, Sizes
+from benchmarks.profiling.sampling import SamplingError, find, sample
+
+MOST_FUNCTIONS = 10
+"""Functions of ours that are named."""
+NAMED = 3
+"""Functions that are named for each layer."""
+LEAST = 0.5
+"""Percent of the time from which on a layer has a line of its own."""
+OURS = "ours"
+MAIN, SERVER = "MainThread", "berkeleydb_storage server"
+"""Threads that the shares are of."""
+
+
+def profile(path: Profiled, directory: Path, sizes: Sizes, seconds: int, clients: int) -> list[Result]:
+    """Measure how far a path is from its limits, and then what it spends its time on."""
+    with ExitStack() as stack:
+        setting = Setting(stack, directory, sizes, clients if path.served else 1, seconds)
+        number = max(2 if path.name != "collect" else 500, round(path.batch * sizes.batch))
+        progress(f"{_title(path, setting)}: preparing")
+        starts = {OURS: path.start, **{limit.name: limit.start for limit in path.limits}}
+        running = {name: start(setting, directory / name) for name, start in starts.items()}
+        progress(f"{_title(path, setting)}: {sizes.rounds} rounds beside its limits")
+        taken = _compete(running, number, sizes.rounds)
+        return [
+            _distance(path, setting, taken),
+            *_sampled(path, setting, running[OURS], number, Series(taken[OURS])),
+        ]
+
+
+def _title(path: Profiled, setting: Setting) -> str:
+    clients = f", {setting.clients} client{'s' if setting.clients > 1 else ''}" if path.served else ""
+    return f"profile {path.name}{clients}"
+
+
+def _compete(running: dict[str, Running], number: int, rounds: int) -> dict[str, Series]:
+    contestants: dict[str, Callable[[], float]] = {
+        name: lambda each=each: each.round(number) for name, each in running.items()
+    }
+    in_turn(contestants, 1)
+    return in_turn(contestants, rounds)
+
+
+def _distance(path: Profiled, setting: Setting, taken: dict[str, Series]) -> Result:
+    result = Result(
+        f"{_title(path, setting)}, distance from the limit",
+        f"{path.what}; beside it what limits it, in turn. Microseconds per {path.unit}.",
+    )
+    about = {OURS: "the default policies", **{limit.name: limit.about for limit in path.limits}}
+    for name, series in taken.items():
+        result.row(name, about[name], **{f"µs per {path.unit}": scaled(series, 1e6)})
+    for limit in path.limits:
+        result.figure(f"{path.name}, ours / {limit.name}", ratios(taken[OURS], taken[limit.name]))
+    return result
+
+
+def _sampled(path: Profiled, setting: Setting, ours: Running, number: int, taken: Series) -> list[Result]:
+    """Sample each of the processes in turn, while the work goes on."""
+    found = []
+    processes = {"client": ours.client, "server": ours.server} if ours.server else {"": ours.client}
+    for role, worker in processes.items():
+        progress(f"{_title(path, setting)}: sampling {role or 'it'} for {setting.seconds} s")
+        ours.start(setting.seconds + 1.5, number)
+        assert worker is not None
+        try:
+            lines = sample(worker.pid, setting.seconds)
+        finally:
+            ours.wait()
+        at_work = layers.attribute(lines, SERVER) if role == "server" else layers.attribute(lines, MAIN, _is_measured)
+        found += _layers(path, setting, role, at_work, taken)
+    return found
+
+
+def _is_measured(sample: layers.Sample) -> bool:
+    return any(frame.name.endswith("measured") and "profiling/contestants" in frame.place for frame in sample.stack)
+
+
+def _layers(path: Profiled, setting: Setting, role: str, found: layers.Profile, taken: Series) -> list[Result]:
+    title = f"{_title(path, setting)}, layers{role and f' of the {role}'}"
+    result = Result(
+        title,
+        f"{path.what}. Where the time{role and f' of the {role}'} goes, by {found.total:,} samples of the stack of the "
+        f"thread {found.thread}: own time of each layer in percent, and as microseconds of the time per {path.unit}.",
+    )
+    rest = 0
+    for layer, count in found.layers.most_common():
+        if found.share(count) < LEAST:
+            rest += count
+            continue
+        _row(result, path, found, layer, count, _biggest(found, layer), taken)
+    if rest:
+        _row(result, path, found, "less than that each", rest, "all other layers", taken)
+    biggest = Result(f"{title}: functions of ours", "The functions of ours that take the most time themselves.")
+    for name, count in found.ours(MOST_FUNCTIONS):
+        _row(biggest, path, found, name, count, "own time", taken)
+    return [result, biggest] if biggest.rows else [result]
+
+
+def _row(
+    result: Result, path: Profiled, found: layers.Profile, name: str, count: int, about: str, taken: Series
+) -> None:
+    share = found.share(count)
+    result.row(name, about, **{"%": [share], f"µs per {path.unit}": [median(taken) * share * 1e4]})
+
+
+def _biggest(found: layers.Profile, layer: str) -> str:
+    named = [f"{name} {found.share(count):.1f} %" for name, count in found.functions[layer].most_common(NAMED)]
+    return ", ".join(named)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks profile", description="Show where our own time goes.")
+    parser.add_argument("names", nargs="*", metavar="path", help=f"which ({', '.join(PATHS)}); all by default")
+    parser.add_argument("--seconds", type=int, default=5, help="for which each process is sampled; default 5")
+    parser.add_argument("--clients", type=int, default=1, help="of a server, at the same time; default 1")
+    parser.add_argument("--tiny", action="store_true", help="so small that the numbers mean nothing: to try it out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
+    parser.add_argument("--directory", type=Path, help="where to work, on a real disk; a temporary one by default")
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.names) - set(PATHS):
+        parser.error(f"no path is called {', '.join(sorted(unknown))}; there are {', '.join(PATHS)}")
+    if chosen.seconds < 1 or chosen.clients < 1:
+        parser.error("seconds and clients are 1 or more")
+    quiet_durus()
+    try:
+        find()
+        return _run(chosen)
+    except SamplingError as error:
+        print(f"profile: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    size = "tiny: the numbers mean nothing" if chosen.tiny else "quick"
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="profile-", dir=chosen.directory or on_disk()) as directory:
+        known = facts(Path(directory))
+        print(report.heading(known, size))
+        for name in chosen.names or PATHS:
+            scratch = Path(directory, name)
+            scratch.mkdir()
+            found = profile(PATHS[name], scratch, TINY if chosen.tiny else QUICK, chosen.seconds, chosen.clients)
+            for result in found:
+                print(report.text(result), flush=True)
+            results += found
+    if chosen.json:
+        chosen.json.write_text(json.dumps(report.as_json(known, size, results), indent=1) + "\n")
+    return 0
