@@ -61,7 +61,7 @@ def test_a_sample_counts_for_the_layer_whose_own_work_it_is(line, layer):
 
 def test_a_line_is_a_thread_a_stack_and_a_number():
     sample = layers.parse(f"{LOAD};operator() (lambda) (x.cpp:7);__db_get_5003 (libdb-5.3.so) 42\n")
-    assert (sample.thread, sample.count) == ("MainThread", 42)
+    assert (sample.thread, sample.number, sample.count) == ("MainThread", "1", 42)
     assert [frame.name for frame in sample.stack][-3:] == ["Session.load", "operator() (lambda)", "__db_get"]
     assert layers.parse("f (x.py:1) 1").thread == ""
     with pytest.raises(ValueError, match="invalid literal"):
@@ -89,10 +89,31 @@ def test_shares_are_those_of_one_thread_and_of_what_is_measured():
         "libdb: btree": 20,
         "beside it: garbage": 5,
     }
-    assert found.ours(1) == [("session.Session.load", 60)]
+    assert found.ours(1) == [("Python of ours: session", "session.Session.load", 60)]
     assert found.functions["libdb: btree"] == {"__bam_search": 20}
-    assert found.share(found.layers["libdb: btree"]) == 20.0
-    assert layers.attribute([], MAIN).share(0) == 0.0
+    assert (found.number, found.share("libdb: btree", 20)) == ("1", 20.0)
+    assert layers.attribute([], MAIN).share("libdb: btree", 0) == 0.0
+
+
+def test_the_system_counts_better_how_much_of_the_time_is_its_own():
+    found = layers.attribute(
+        [f"{LOAD} 5", f"{LOAD};write (libc.so.6) 70", f"{LOAD};{GET} 5", f"{LOAD};recv (libc.so.6) 20"], MAIN
+    )
+    found.layers["beside it: garbage"] = 10
+    found.inside = 0.5
+    shares = {layer: found.share(layer, count) for layer, count in found.layers.items()}
+    assert shares == pytest.approx(
+        {
+            "Python of ours: session": 25,
+            "libdb: cursors, access": 25,
+            layers.CALLS: 50 * 70 / 90,
+            layers.AWAIT: 50 * 20 / 90,
+            "beside it: garbage": 10,
+        }
+    )
+    only = layers.attribute([f"{LOAD} 5"], MAIN)
+    only.inside = 0.5
+    assert only.share("Python of ours: session", 5) == 100, "there is nothing that the rest could belong to"
 
 
 def test_what_is_not_installed_is_named_with_what_to_do(tmp_path, monkeypatch, capsys):

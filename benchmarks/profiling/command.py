@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -77,19 +78,46 @@ def _sampled(path: Profiled, setting: Setting, ours: Running, number: int, taken
     processes = {"client": ours.client, "server": ours.server} if ours.server else {"": ours.client}
     for role, worker in processes.items():
         progress(f"{_title(path, setting)}: sampling {role or 'it'} for {setting.seconds} s")
-        ours.start(setting.seconds + 1.5, number)
         assert worker is not None
+        ours.start(setting.seconds + 1.5, number)
         try:
             lines = sample(worker.pid, setting.seconds)
         finally:
             ours.wait()
-        at_work = layers.attribute(lines, SERVER) if role == "server" else layers.attribute(lines, MAIN, _is_measured)
-        found += _layers(path, setting, role, at_work, taken)
+        thread, counts = (SERVER, _is_any) if role == "server" else (MAIN, _is_measured)
+        profile = layers.attribute(lines, thread, counts)
+        profile.inside = _inside(setting, ours, number, worker.pid, profile.number if role == "server" else "")
+        found += _layers(path, setting, role, profile, taken)
     return found
+
+
+def _inside(setting: Setting, ours: Running, number: int, pid: int, thread: str) -> float | None:
+    """Work on without samples; return the share of the time that the first client, or a thread, is in user mode."""
+    task = Path(f"/proc/{pid}/task/{thread}/stat")
+    if thread and not task.exists():
+        return None
+    before = _user_time(task) if thread else 0.0
+    ours.start(setting.seconds / 2, number)
+    done = ours.wait()
+    if not done[0]["taken"]:
+        return None
+    if not thread:
+        return done[0]["inside"] / done[0]["taken"]
+    each = (_user_time(task) - before) / sum(one["operations"] for one in done)
+    return min(1.0, each * sum(one["operations"] / one["taken"] for one in done))
+
+
+def _user_time(task: Path) -> float:
+    """Return the seconds that a thread has worked in user mode (Linux)."""
+    return int(task.read_text().rpartition(")")[2].split()[11]) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_measured(sample: layers.Sample) -> bool:
     return any(frame.name.endswith("measured") and "profiling/contestants" in frame.place for frame in sample.stack)
+
+
+def _is_any(_: layers.Sample) -> bool:
+    return True
 
 
 def _layers(path: Profiled, setting: Setting, role: str, found: layers.Profile, taken: Series) -> list[Result]:
@@ -97,32 +125,31 @@ def _layers(path: Profiled, setting: Setting, role: str, found: layers.Profile, 
     result = Result(
         title,
         f"{path.what}. Where the time{role and f' of the {role}'} goes, by {found.total:,} samples of the stack of the "
-        f"thread {found.thread}: own time of each layer in percent, and as microseconds of the time per {path.unit}.",
+        f"thread {found.thread}: own time of each layer in percent, and as microseconds of the time per {path.unit}."
+        + ("" if found.inside is None else f" The system counts {100 * found.inside:.0f} % of it outside of itself."),
     )
-    rest = 0
+    rest = 0.0
     for layer, count in found.layers.most_common():
-        if found.share(count) < LEAST:
-            rest += count
-            continue
-        _row(result, path, found, layer, count, _biggest(found, layer), taken)
+        share = found.share(layer, count)
+        if share < LEAST or layer == layers.OTHERS + MAIN:
+            rest += share if share < LEAST else 0
+        else:
+            _row(result, path, layer, share, _biggest(found, layer), taken)
     if rest:
-        _row(result, path, found, "less than that each", rest, "all other layers", taken)
+        _row(result, path, "less than that each", rest, "all other layers", taken)
     biggest = Result(f"{title}: functions of ours", "The functions of ours that take the most time themselves.")
-    for name, count in found.ours(MOST_FUNCTIONS):
-        _row(biggest, path, found, name, count, "own time", taken)
+    for layer, name, count in found.ours(MOST_FUNCTIONS):
+        _row(biggest, path, name, found.share(layer, count), "own time", taken)
     return [result, biggest] if biggest.rows else [result]
 
 
-def _row(
-    result: Result, path: Profiled, found: layers.Profile, name: str, count: int, about: str, taken: Series
-) -> None:
-    share = found.share(count)
+def _row(result: Result, path: Profiled, name: str, share: float, about: str, taken: Series) -> None:
     result.row(name, about, **{"%": [share], f"µs per {path.unit}": [median(taken) * share * 1e4]})
 
 
 def _biggest(found: layers.Profile, layer: str) -> str:
-    named = [f"{name} {found.share(count):.1f} %" for name, count in found.functions[layer].most_common(NAMED)]
-    return ", ".join(named)
+    most = found.functions[layer].most_common(NAMED)
+    return ", ".join(f"{name} {found.share(layer, count):.1f} %" for name, count in most)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
@@ -49,14 +50,32 @@ class Contestant:
         batch = self.batch(number)
         return timed(lambda: self.measured(batch)) / number
 
-    def work(self, seconds: float, number: int) -> None:
-        """Do batches of so many operations for some seconds, to be sampled meanwhile."""
+    def work(self, seconds: float, number: int) -> dict[str, float]:
+        """Do batches of so many operations for some seconds; return how many, and what they took this thread.
+
+        Seconds "taken", and "inside", which are those of them in which it worked in user mode.
+        """
+        done, inside, taken = 0, 0.0, 0.0
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.measured(self.batch(number))
+        while time.monotonic() < until and (batch := self.next_batch(number)):
+            before, started = _inside(), time.perf_counter()
+            self.measured(batch)
+            taken += time.perf_counter() - started
+            inside += _inside() - before
+            done += number
+        return {"operations": done, "taken": taken, "inside": inside}
+
+    def next_batch(self, number: int) -> Batch | None:
+        """Return a batch as `batch` does; None where there is nothing left to do."""
+        return self.batch(number)
 
     def close(self) -> None:
         """End."""
+
+
+def _inside() -> float:
+    """Return the seconds that this thread has worked in user mode; of the process, where the system knows no better."""
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_utime
 
 
 # --- loads and commits of one object
@@ -303,14 +322,12 @@ class OurCollection(Contestant):
             subject.graph.drop(subject.storage, holder, top)
         return subject.collect
 
-    def work(self, seconds: float, number: int) -> None:
-        """Collect for some seconds, or until nothing is left that could be dropped."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            try:
-                self.measured(self.batch(number))
-            except StopIteration:
-                return
+    def next_batch(self, number: int) -> Batch | None:
+        """Drop some, if there are any left."""
+        try:
+            return self.batch(number)
+        except StopIteration:
+            return None
 
 
 class BareDeletes(Contestant):

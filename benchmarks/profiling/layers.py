@@ -29,7 +29,7 @@ OTHERS = "beside it: "
 UNKNOWN = "unknown"
 
 _FRAME = re.compile(r"^(.*) \(([^()]*)\)$")
-_THREAD = re.compile(r"^thread \([^()]*\)(?:: (.*))?$")
+_THREAD = re.compile(r"^thread \(([^()]*)\)(?:: (.*))?$")
 _VERSIONED = re.compile(r"_\d{4}$")
 """What Debian's libdb adds to names that others may use."""
 
@@ -119,6 +119,8 @@ class Sample(NamedTuple):
 
     thread: str
     """Its name; "" where the line says none."""
+    number: str
+    """The thread's, as the system counts them; likewise."""
     stack: list[Frame]
     """The innermost comes last."""
     count: int
@@ -130,7 +132,8 @@ def parse(line: str) -> Sample:
     first, *rest = text.split(";")
     thread = _THREAD.match(first)
     frames = rest if thread else [first, *rest]
-    return Sample((thread and thread[1]) or "", [Frame.of(each) for each in frames if each], int(count))
+    name, number = (thread[2] or "", thread[1]) if thread else ("", "")
+    return Sample(name, number, [Frame.of(each) for each in frames if each], int(count))
 
 
 def layer_of(stack: list[Frame]) -> str:
@@ -210,31 +213,53 @@ def is_waiting(layer: str) -> bool:
     return layer in (AWAIT, LOCKS)
 
 
+def is_outside(layer: str) -> bool:
+    """Tell whether a layer is the system's: at work, or waiting for something."""
+    return layer in (SYNC, CALLS, AWAIT, LOCKS)
+
+
 @dataclass
 class Profile:
     """What the samples of one thread come to, and what others of its process did meanwhile."""
 
     thread: str
     """Its name: the shares are those of its time."""
+    number: str = ""
+    """As the system counts them."""
     total: int = 0
     """Its samples."""
     layers: Counter[str] = field(default_factory=Counter)
     """Layer -> samples; `OTHERS` are the samples of other threads that work at the same time."""
     functions: dict[str, Counter[str]] = field(default_factory=dict)
     """Layer -> function -> samples."""
+    inside: float | None = None
+    """The share of its time that the thread has worked in user mode, as the system counts it; None: not known.
 
-    def share(self, count: int) -> float:
-        """Return samples as percent of the thread's time."""
-        return 100 * count / self.total if self.total else 0.0
+    A thread that is to be sampled is stopped, and that takes some microseconds: of one that asks the system for
+    something every few microseconds, too many samples show that. Where this is known, it mends it.
+    """
 
-    def ours(self, most: int) -> list[tuple[str, int]]:
-        """Return the functions of ours that take the most time themselves."""
-        found: Counter[str] = Counter()
-        for layer, functions in self.functions.items():
-            if layer.startswith(OURS):
-                for name, count in functions.items():
-                    found[f"{layer.removeprefix(OURS)}.{name}"] += count
-        return found.most_common(most)
+    def share(self, layer: str, count: int) -> float:
+        """Return samples of a layer as percent of the thread's time."""
+        if not self.total:
+            return 0.0
+        plain = 100 * count / self.total
+        if self.inside is None or layer.startswith(OTHERS):
+            return plain
+        outside = sum(number for name, number in self.layers.items() if is_outside(name)) / self.total
+        if not 0 < outside < 1:
+            return plain
+        return plain * ((1 - self.inside) / outside if is_outside(layer) else self.inside / (1 - outside))
+
+    def ours(self, most: int) -> list[tuple[str, str, int]]:
+        """Return the functions of ours that take the most time themselves: layer, name, samples."""
+        found = [
+            (layer, f"{layer.removeprefix(OURS)}.{name}", count)
+            for layer, functions in self.functions.items()
+            for name, count in functions.items()
+            if layer.startswith(OURS)
+        ]
+        return sorted(found, key=lambda each: -each[2])[:most]
 
 
 def attribute(lines: Iterable[str], thread: str, within: Callable[[Sample], bool] = lambda _: True) -> Profile:
@@ -262,6 +287,7 @@ def _count(profile: Profile, sample: Sample, within: Callable[[Sample], bool]) -
         return
     else:
         profile.total += sample.count
+        profile.number = sample.number
     profile.layers[layer] += sample.count
     profile.functions.setdefault(layer, Counter())[_function(layer, sample.stack)] += sample.count
 

@@ -69,10 +69,9 @@ class Running:
         for worker in self._workers:
             worker.start("work", seconds, max(1, number // len(self._workers)))
 
-    def wait(self) -> None:
-        """Wait until that is over."""
-        for worker in self._workers:
-            worker.wait()
+    def wait(self) -> list[dict[str, float]]:
+        """Wait until that is over; return what each of those that do the operations says."""
+        return [worker.wait() for worker in self._workers]
 
 
 @dataclass(frozen=True)
