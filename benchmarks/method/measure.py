@@ -71,6 +71,20 @@ class Figure:
         return above and (self.most is None or self.value.median <= self.most)
 
 
+@dataclass(frozen=True)
+class Chart:
+    """Lines to be drawn; both axes are logarithmic."""
+
+    name: str
+    """Of its file, without an ending."""
+    title: str
+    x: str
+    """What the axis says, with the unit."""
+    y: str
+    series: dict[str, list[tuple[float, float]]]
+    """Who -> points, from left to right; all above 0."""
+
+
 @dataclass
 class Result:
     """What one benchmark has to say."""
@@ -81,6 +95,7 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
 
     def row(self, name: str, about: str, **columns: Sequence[float]) -> None:
         """Add a contestant; in the names of the columns, underscores stand for spaces."""
