@@ -7,20 +7,28 @@ and the highest memory of each process is its own.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.method.measure import Result, Series, progress
-from benchmarks.method.syncs import counted
+from benchmarks.method.syncs import CannotCount, counted
 from benchmarks.method.usage import forget_highest, memory
 from benchmarks.method.workers import Worker
 from benchmarks.peers.registry import Peer, present
 
-PEAK, SYNCS = "peak MB", "syncs"
+PEAK, SYNCS, SYNCS_A_COMMIT = "peak MB", "syncs", "syncs a commit"
 
-Found = dict[str, dict[str, Series]]
-"""Name of a peer -> column -> one number a round."""
+
+class Found(dict[str, dict[str, Series]]):
+    """Name of a peer -> column -> one number a round."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        super().__init__()
+        self.notes: list[str] = []
+        """What could not be measured."""
 
 
 class Contender:
@@ -44,6 +52,10 @@ class Contender:
     def round(self) -> dict[str, float]:
         """Do the work once; return what was measured, by column."""
         raise NotImplementedError
+
+    def commits_a_round(self) -> int:
+        """Return how many commits a round has, where it does nothing else that syncs; else 0."""
+        return 0
 
     def forget_highest(self) -> None:
         """Let the highest memory begin anew."""
@@ -83,27 +95,45 @@ def contest(
         rounds: how many are measured.
         warm: whether there is a round before, which is not measured.
         fresh: whether each round has a new process: of what depends on what a process did before.
-        syncs: whether the syncs of one more round, which is not measured, are counted as well.
+        syncs: whether the syncs of one more round, which is not measured, are counted as well, where strace may.
     """
-    found: Found = {}
+    found = Found()
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
+
+        def worker(peer: Peer) -> Worker:
+            if fresh and peer.name in workers:
+                workers.pop(peer.name).close()
+            if peer.name not in workers:
+                given = [peer.name, directory / peer.name / "store", *arguments]
+                workers[peer.name] = stack.enter_context(Worker(kind, *given))
+                workers[peer.name].call("forget_highest")
+            return workers[peer.name]
+
         for number in range(rounds + warm):
             for peer in present(peers):
-                if fresh or number == 0:
-                    progress(f"{kind.__name__}: {peer.name}, round {number + 1} of {rounds + warm}")
-                    given = [peer.name, directory / peer.name / "store", *arguments]
-                    workers[peer.name] = stack.enter_context(Worker(kind, *given))
-                    workers[peer.name].call("forget_highest")
-                measured = workers[peer.name].call("round")
+                progress(f"{kind.__name__}: {peer.name}, round {number + 1} of {rounds + warm}")
+                chosen = worker(peer)
+                measured = chosen.call("round")
                 if number >= warm:
-                    _note(found.setdefault(peer.name, {}), measured, workers[peer.name])
-                if fresh and number < rounds + warm - 1:
-                    workers[peer.name].close()
+                    _note(found.setdefault(peer.name, {}), measured, chosen)
         if syncs:
-            for name, worker in workers.items():
-                found[name][SYNCS] = [counted(worker.pid, lambda worker=worker: worker.call("round"))]
+            _count_syncs(found, {peer.name: partial(worker, peer) for peer in present(peers)})
     return found
+
+
+def _count_syncs(found: Found, workers: dict[str, Callable[[], Worker]]) -> None:
+    """Have each of them do one more round, and count its syncs."""
+    for name, worker in workers.items():
+        progress(f"syncs: {name}")
+        chosen = worker()
+        try:
+            number = counted(chosen.pid, partial(chosen.call, "round"))
+        except CannotCount as error:
+            found.notes.append(f"Syncs were not counted: {error}.")
+            return
+        commits = chosen.call("commits_a_round")
+        found[name][SYNCS_A_COMMIT if commits else SYNCS] = [number / (commits or 1)]
 
 
 def _note(columns: dict[str, Series], measured: dict[str, float], worker: Worker) -> None:
@@ -116,6 +146,7 @@ def rows(result: Result, peers: Sequence[Peer], found: Found) -> None:
     for peer in peers:
         if peer.name in found:
             result.row(peer.name, peer.durability, **found[peer.name])
+    result.notes += getattr(found, "notes", [])  # a part may make its own dictionary
     missing = [peer.name for peer in peers if peer.name not in found]
     if missing:
         result.notes.append(f"not installed, so not measured: {', '.join(missing)} (pip install -e '.[bench]')")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def memory() -> tuple[float, float]:
@@ -28,13 +32,30 @@ def forget_highest() -> None:
 
 def disk(path: str | os.PathLike[str]) -> dict[str, float]:
     """Return the MB that a storage takes, a file or a directory: of blocks, and as its files seem to be long."""
-    from pathlib import Path
-
-    store = Path(path)
     found = dict.fromkeys(("data", "logs", "data apparent", "logs apparent"), 0.0)
-    for file in store.iterdir() if store.is_dir() else [store]:
+    for file in files(path):
         kind = "logs" if file.name.startswith("log.") else "data"
         status = file.stat()
         found[kind] += status.st_blocks * 512 / 1e6
         found[f"{kind} apparent"] += status.st_size / 1e6
+    return found
+
+
+def parts(path: str | os.PathLike[str]) -> list[Path]:
+    """Return what a storage consists of: its file or directory, and what lies beside it under its name and an ending.
+
+    An ending begins with a dot or a hyphen: "a.lock", "a-wal"; "a b" and "a2" are something else.
+    """
+    from pathlib import Path
+
+    store = Path(path)
+    beside = [each for each in store.parent.iterdir() if each.name.startswith((f"{store.name}.", f"{store.name}-"))]
+    return [store, *sorted(beside)] if store.exists() else sorted(beside)
+
+
+def files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files that a storage consists of, in all directories."""
+    found = []
+    for part in parts(path):
+        found += [each for each in sorted(part.rglob("*")) if each.is_file()] if part.is_dir() else [part]
     return found

@@ -1,0 +1,216 @@
+"""What makes the numbers of the benchmarks believable does what it says."""
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from benchmarks.method import caches, syncs
+from benchmarks.method.contest import SYNCS_A_COMMIT, Contender, contest, rows
+from benchmarks.method.measure import Result
+from benchmarks.method.workers import Worker
+from benchmarks.peers.registry import FILE, OURS
+
+EACH = 20
+
+
+class Syncing:
+    """Waits for the disk in every way, so often that the test knows the number."""
+
+    def __init__(self, directory):
+        self._directory = Path(directory)
+        self._waits = self._open("before", os.O_DSYNC)
+        self._does_not = self._open("plain", 0)
+        self._go = threading.Event()
+        self._other = threading.Thread(target=self._thread)
+        self._other.start()
+
+    def _open(self, name, flags):
+        return os.open(self._directory / name, os.O_RDWR | os.O_CREAT | flags)
+
+    def _thread(self):
+        self._go.wait()
+        for _ in range(EACH):
+            os.write(self._waits, b"1")
+            os.fsync(self._does_not)
+            os.write(self._does_not, b"0")
+
+    def pid(self):
+        return os.getpid()
+
+    def work(self):
+        """Return how often it waited for the disk."""
+        self._go.set()
+        for _ in range(EACH):
+            os.fdatasync(self._does_not)
+            os.pwrite(self._waits, b"1", 0)
+            os.pwrite(self._does_not, b"0", 0)
+        self._other.join()
+        return 4 * EACH + self._others() + self._in_a_child()
+
+    def _others(self):
+        opened = self._open("opened", os.O_SYNC)
+        copy = os.dup(opened)
+        os.close(opened)
+        os.write(copy, bytes(4096))
+        os.close(copy)
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.fsync(0)  # a pipe: it fails, so it does not count
+        again = self._open("opened", 0)
+        os.write(again, b"0")  # under the number of one that waited
+        with mmap.mmap(again, 4096) as mapped:
+            mapped[0] = 1
+            mapped.flush()
+        os.close(again)
+        return 2
+
+    def _in_a_child(self):
+        program = (
+            "import os, sys; file = open(sys.argv[1], 'wb'); os.fsync(file.fileno()); os.write(int(sys.argv[2]), b'1')"
+        )
+        command = [sys.executable, "-c", program, self._directory / "child", str(self._waits)]
+        subprocess.run(command, check=True, pass_fds=[self._waits])
+        return 2
+
+    def close(self):
+        self._go.set()
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """Let workers find the classes of this file."""
+    monkeypatch.setenv("PYTHONPATH", os.fspath(Path(__file__).parent))
+
+
+@pytest.fixture
+def strace():
+    """Skip where strace is missing or may not trace."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        try:
+            syncs.counted(process.pid, lambda: None)
+        except syncs.CannotCount as error:
+            pytest.skip(str(error))
+
+
+def test_every_way_to_wait_for_the_disk_is_counted(tmp_path, strace):
+    with Worker(Syncing, tmp_path) as worker:
+        expected = []
+        assert syncs.counted(worker.pid, lambda: expected.append(worker.call("work"))) == expected[0]
+        assert tracer(worker.pid) == 0
+
+
+def tracer(pid):
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("TracerPid:"))
+
+
+def test_strace_ends_when_the_work_fails(tmp_path, strace):
+    with Worker(Syncing, tmp_path) as worker:
+        by = []
+        with pytest.raises(ZeroDivisionError):
+            syncs.counted(worker.pid, lambda: by.append(tracer(worker.pid)) or 1 / 0)
+        assert by[0]
+        assert not Path(f"/proc/{by[0]}").exists()
+
+
+def test_without_strace_nothing_is_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(syncs.CannotCount, match="not installed"):
+        syncs.counted(os.getpid(), pytest.fail)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is asked before is in /proc")
+def test_without_permission_nothing_is_done(tmp_path, monkeypatch):
+    strace = tmp_path / "strace"
+    strace.write_text(
+        "#!/bin/sh\necho 'strace: attach: ptrace(PTRACE_SEIZE, 7): Operation not permitted' >&2; exit 1\n"
+    )
+    strace.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(syncs.CannotCount, match="not permitted"):
+        syncs.counted(os.getpid(), pytest.fail)
+
+
+def test_calls_that_threads_began_before_others_ended():
+    lines = [
+        '7 openat(AT_FDCWD, "a = 9)", O_RDWR|O_DSYNC <unfinished ...>',
+        "8 fsync(4 <unfinished ...>",
+        "7 <... openat resumed>) = 3",
+        "9 write(3, <unfinished ...>",
+        "8 <... fsync resumed>)             = -1 EINVAL (Invalid argument)",
+        '9 <... write resumed>""..., 5)     = 5',
+        "7 clone3({flags=CLONE_VM|CLONE_FILES} => {parent_tid=[9]}, 88) = 9",
+        '10 write(3, ""..., 5)             = 5',
+        "7 clone(child_stack=NULL, flags=SIGCHLD) = 10",
+        "10 close(3)                       = 0",
+        '7 pwritev2(3, [{iov_base=""..., iov_len=1}], 1, 0, 0) = 1',
+        '7 pwritev2(4, [{iov_base=""..., iov_len=1}], 1, 0, RWF_DSYNC) = 1',
+        "7 msync(0x7f, 4096, MS_ASYNC)     = 0",
+        "7 msync(0x7f, 4096, MS_SYNC)      = 0",
+        "7 fcntl(3, F_DUPFD_CLOEXEC, 20)   = 20",
+        "7 fcntl(20, F_GETFL)              = 0x101002 (flags O_RDWR|O_DSYNC)",
+        '7 write(20, ""..., 1)             = 1',
+        "7 fdatasync(20 <detached ...>",
+    ]
+    assert syncs.syncs(lines, {7: (files := set()), 8: files}) == 6
+
+
+class Commits(Contender):
+    """Syncs three times for each of two commits."""
+
+    def round(self):
+        """Do it."""
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT)
+        for _ in range(6):
+            os.fsync(file)
+        os.close(file)
+        return {"µs": 1.0}
+
+    def commits_a_round(self):
+        """Return how many there are."""
+        return 2
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_syncs_are_given_a_commit(tmp_path, strace, fresh):
+    found = contest(Commits, [OURS, FILE], tmp_path, [], 1, warm=False, fresh=fresh, syncs=True)
+    assert [found[name][SYNCS_A_COMMIT] for name in ("ours", "FileStorage")] == [[3.0], [3.0]]
+    assert found.notes == []
+
+
+def test_where_syncs_cannot_be_counted_the_result_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = contest(Commits, [OURS], tmp_path, [], 1, warm=False, syncs=True)
+    rows(result := Result("name", "what"), [OURS], found)
+    assert set(result.rows[0].values) == {"µs", "peak MB"}
+    assert result.notes == ["Syncs were not counted: strace is not installed."]
+
+
+def test_what_a_peer_wrote_is_dropped_from_the_cache(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "data").write_bytes(os.urandom(3_000_001))
+    for name in ("store.lock", "store-wal", "store 2", "store2"):
+        (tmp_path / name).write_bytes(bytes(5000))
+    if caches.cached(store) <= 0:
+        pytest.skip("the system does not tell what it keeps")
+    if not caches.drop(store):
+        pytest.skip("these files are in memory")
+    assert (caches.cached(tmp_path), caches.cached(store)) == (16384, 0)
+    (store / "data").read_bytes()
+    assert caches.cached(store) == 3_002_368
+
+
+def test_what_somebody_has_mapped_stays_and_that_is_said(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(100_000))
+    if not caches.drop(file):
+        pytest.skip("these files are in memory, or the system does not tell")
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[99_999] == 0
+        assert not caches.drop(file)
+    assert caches.drop(file)
