@@ -1,7 +1,7 @@
 """sqlite3, a table of records by their numbers, as its documents advise.
 
-- A number as the key of a table with rows: it is searched twice as fast as another key, and a table WITHOUT ROWID is for
-  other keys and small rows, https://sqlite.org/rowidtable.html and https://sqlite.org/withoutrowid.html.
+- A number as the key of a table with rows: it is searched twice as fast as another key, and a table WITHOUT ROWID is
+  for other keys and small rows, https://sqlite.org/rowidtable.html and https://sqlite.org/withoutrowid.html.
 - A log that is written ahead, with which a commit syncs once, https://sqlite.org/wal.html; with synchronous=full it
   does that each time, with normal when the log is moved into the table, https://sqlite.org/pragma.html.
 - A cache of pages as large as ours.

@@ -37,15 +37,20 @@ class ZodbStore:
     Its operations: https://zodb.org/en/latest/reference/storages.html.
     """
 
-    def __init__(self, opener: Callable[[], Any], filling: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self,
+        opener: Callable[[], Any],
+        filling: Callable[[], Any] | None = None,
+        sync: Callable[[], None] | None = None,
+    ) -> None:
         """Open it.
 
         Args:
             opener: opens the storage.
-            filling: opens it for the first records, where it has other settings for them.
+            filling: opens it for the first records, where it need not sync them.
+            sync: waits for the disk after that.
         """
-        self._opener = opener
-        self._filling = filling
+        self._opener, self._filling, self._sync = opener, filling or opener, sync
         self._open(opener)
 
     def _open(self, opener: Callable[[], Any]) -> None:
@@ -57,16 +62,18 @@ class ZodbStore:
 
     def fill(self, batches: Iterable[Sequence[Record]]) -> None:
         """Store first records, many at a time: each transaction waits for the disk."""
-        if self._filling is not None:
-            self.close()
-            self._open(self._filling)
+        self._again(self._filling)
         highest = b""
         for batch in together(batches):
             self._transact(batch, lambda oid, highest=highest: z64 if oid > highest else self._serial(oid))
             highest = max(highest, *(oid for oid, _ in batch))
-        if self._filling is not None:
-            self.close()
-            self._open(self._opener)
+        self._again(self._opener)
+        if self._sync is not None:
+            self._sync()
+
+    def _again(self, opener: Callable[[], Any]) -> None:
+        self.close()
+        self._open(opener)
 
     def load(self, oid: bytes) -> bytes:
         """Return a record."""
@@ -184,8 +191,9 @@ def _relstorage(path: Path, synchronous: int) -> Any:
 
 
 def _relstorage_store(path: Path, synchronous: int) -> ZodbStore:
-    store = ZodbStore(lambda: _relstorage(path, synchronous), lambda: _relstorage(path, OFF))
-    return store
+    return ZodbStore(
+        lambda: _relstorage(path, synchronous), lambda: _relstorage(path, OFF), lambda: sync(path / TABLES)
+    )
 
 
 def _relstorage_database(path: Path, synchronous: int) -> ZodbDatabase:
