@@ -1,0 +1,58 @@
+"""The objects of OO7 for Durus."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from durus.btree import BTree
+from durus.persistent import Persistent
+
+from benchmarks.oo7 import model
+
+
+class Design(model.Design, Persistent):
+    """What the root refers to."""
+
+
+class Module(model.Module, Persistent):
+    """The top of a hierarchy of assemblies."""
+
+
+class Manual(model.Manual, Persistent):
+    """A long text."""
+
+
+class ComplexAssembly(model.ComplexAssembly, Persistent):
+    """Consists of assemblies."""
+
+
+class BaseAssembly(model.BaseAssembly, Persistent):
+    """Uses composite parts."""
+
+
+class CompositePart(model.CompositePart, Persistent):
+    """Consists of atomic parts."""
+
+
+class Document(model.Document, Persistent):
+    """Describes a composite part."""
+
+
+class AtomicPart(model.AtomicPart, Persistent):
+    """The smallest part."""
+
+
+class Connection(model.Connection, Persistent):
+    """Leads from an atomic part to another one."""
+
+
+IntegerIndex = TextIndex = BTree
+
+
+def between(index: BTree, low: int, high: int) -> Iterator[Any]:
+    """Yield what has the keys from `low` up to, not including, `high`."""
+    return (value for _, value in index.items_range(low, high))
+
+
+def everything(index: BTree) -> Iterator[Any]:
+    """Yield all that is in an index, in the order of the keys."""
+    return index.itervalues()
