@@ -196,11 +196,8 @@ class Change:
         """Note that a record that refers to these objects is stored or deleted; counts are the caller's business."""
         self.changes.update(dict.fromkeys(oids, 0))
 
-    def delete(self, oid: bytes) -> bytes:
-        """Delete an object without referrers and its count; return its record."""
-        objects = self._gate.objects
-        record = objects[oid]
-        objects.delete(oid, txn=self.transaction)
-        self._transactions.counts.forget(oid, self.transaction)
+    def delete(self, oid: bytes, *, counted: bool) -> None:
+        """Delete an object without referrers, which exists, and its count; `counted`: whether that has a row."""
+        self._gate.objects.delete(oid, self.transaction)
+        self._transactions.counts.forget(oid, self.transaction, counted=counted)
         self.deleted.append(oid)
-        return record

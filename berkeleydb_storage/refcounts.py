@@ -202,12 +202,19 @@ class ReferenceCounts:
         row = self._counts.get(oid)
         return row is not None and unpack_count(row) == (0, since)
 
-    def unqueue_doomed(self, oid: bytes, transaction: Transaction) -> None:
-        """Take an object out of the queue if it is there, because it is deleted for another reason."""
+    def unqueue_doomed(self, oid: bytes, transaction: Transaction) -> bool:
+        """Take an object out of the queue if it is there, because it is deleted for another reason.
+
+        Returns:
+            Whether it has a count row.
+        """
         row = self._counts.get(oid)
-        count, since = (1, 0) if row is None else unpack_count(row)
+        if row is None:
+            return False
+        count, since = unpack_count(row)
         if not count:
             self.unqueue(oid, since, transaction)
+        return True
 
     def unqueue(self, oid: bytes, since: int, transaction: Transaction) -> None:
         """Take an entry out of the queue, and nothing else."""
@@ -247,10 +254,16 @@ class ReferenceCounts:
             self._suspect(oid, before - 1, since, PATIENCE, transaction)
         return False
 
-    def forget(self, oid: bytes, transaction: Transaction) -> None:
-        """Remove every row of an object that is being deleted, but for its entry in the garbage queue."""
-        if self._counts.exists(oid):
-            self._counts.delete(oid, txn=transaction)
+    def forget(self, oid: bytes, transaction: Transaction, *, counted: bool) -> None:
+        """Remove every row of an object that is being deleted, but for its entry in the garbage queue.
+
+        Args:
+            oid: the object.
+            transaction: the one that deletes it.
+            counted: whether it has a count row.
+        """
+        if counted:
+            self._counts.delete(oid, transaction)
         if self.suspects and self._suspects.exists(oid):
             self.acquit(oid, transaction)
 

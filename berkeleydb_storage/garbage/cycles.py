@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 
 from pyroaring import BitMap64
 
@@ -95,7 +96,11 @@ class Search:
         return self._holders
 
     def run(self, read: Read, count: Count, reads: int) -> None:
-        """Go on, and read up to `reads` records; fewer where they have more than `AT_ONCE` references."""
+        """Go on, and read up to `reads` records; fewer where they have more than `AT_ONCE` references.
+
+        No count changes meanwhile, so that each is asked for once.
+        """
+        count = cache(count)
         until, self._rest = self.reads + reads, self._references + AT_ONCE
         if not self._seen:
             self._visit(self.suspect, read, count)

@@ -26,7 +26,7 @@ from pyroaring import BitMap64
 from berkeleydb_storage import failpoints
 from berkeleydb_storage.change import Change
 from berkeleydb_storage.engine import Engine
-from berkeleydb_storage.format import pack_oids, pack_uint64, references, unpack_oids, unpack_uint64
+from berkeleydb_storage.format import pack_uint64, references, unpack_uint64
 from berkeleydb_storage.room import AMPLIFICATION
 
 logger = logging.getLogger(__name__)
@@ -154,18 +154,18 @@ class Deletion:
         while (
             done < limit
             and self._size <= STEP_BYTES
-            and (entry := orphans.pop() if orphans else self._take(until, change))
+            and (entry := orphans.pop() if (orphan := bool(orphans)) else self._take(until, change))
         ):
             since, oid = entry
-            record = self._found(oid, change)
+            record = self._found(oid, change, counted=not orphan)
             children = _children(oid, record)
             if dropped + len(children) > FAN:
-                if dropped or not self._split(oid, children, since, change):
+                if dropped or not self._split(oid, children, since, change, counted=not orphan):
                     orphans.append(entry)
                 done += 1
                 break
             done += 1
-            self._delete(oid, record, change)
+            self._delete(oid, record, change, counted=not orphan)
             dropped += len(children)
             orphans += [(since, child) for child in self._drop(children, since, change)]
         for since, oid in orphans:
@@ -186,8 +186,8 @@ class Deletion:
                 if dropped or not self._part(children, since, change):
                     return number
                 children = []
-            counts.unqueue_doomed(oid, transaction)
-            self._delete(oid, record, change)
+            counted = counts.unqueue_doomed(oid, transaction)
+            self._delete(oid, record, change, counted=counted)
             dropped += len(children)
             for child in self._drop(children, since, change, settled):
                 counts.condemn(child, since, transaction)
@@ -195,12 +195,12 @@ class Deletion:
                 return number + 1
         return batch[-1] + 1
 
-    def _delete(self, oid: bytes, record: bytes, change: Change) -> None:
+    def _delete(self, oid: bytes, record: bytes, change: Change, *, counted: bool) -> None:
         """Delete an object, if it exists, and account for it."""
         if len(record) > STEP_BYTES:
             self._engine.transactions.need_room(len(record) // AMPLIFICATION)  # the log gets as much
         if record:
-            change.delete(oid)
+            change.delete(oid, counted=counted)
         self._size += len(record)
 
     def _drop(self, children: Sequence[bytes], since: int, change: Change, settled: Settled = unsettled) -> list[bytes]:
@@ -222,20 +222,20 @@ class Deletion:
             logger.error("object %d was in the garbage queue by mistake: taken out", unpack_uint64(oid))
         return None
 
-    def _found(self, oid: bytes, change: Change) -> bytes:
+    def _found(self, oid: bytes, change: Change, *, counted: bool) -> bytes:
         """Return the record of a condemned object; nothing where it does not exist, and then its rows are removed."""
         record = self._engine.objects.get(oid)
         if record is None:
             logger.error("object %d is garbage and does not exist: its rows are removed", unpack_uint64(oid))
-            self._engine.counts.forget(oid, change.transaction)
+            self._engine.counts.forget(oid, change.transaction, counted=counted)
             change.touched = True
         return record or b""
 
-    def _split(self, oid: bytes, children: Sequence[bytes], since: int, change: Change) -> bool:
+    def _split(self, oid: bytes, children: Sequence[bytes], since: int, change: Change, *, counted: bool) -> bool:
         """Put objects that have `FAN` of its references each in the place of a condemned one, and condemn them."""
         if not self._part(children, since, change):
             return False
-        change.delete(oid)
+        change.delete(oid, counted=counted)
         return True
 
     def _part(self, children: Sequence[bytes], since: int, change: Change) -> bool:
@@ -261,8 +261,7 @@ class Deletion:
 
 def _outside(oid: bytes, record: bytes, closed: BitMap64) -> list[bytes]:
     """Return what an object of a closed set refers to outside of it."""
-    children = _children(oid, record)
-    return pack_oids(BitMap64(unpack_oids(children)) - closed) if children else []
+    return [child for child in _children(oid, record) if unpack_uint64(child) not in closed]
 
 
 def _children(oid: bytes, record: bytes) -> tuple[bytes, ...]:
