@@ -9,9 +9,11 @@ from typing import Any
 
 from benchmarks.backups import archiving, backing
 from benchmarks.garbage import collecting
+from benchmarks.growth import growing
 from benchmarks.method.measure import Result
+from benchmarks.oo7 import oo7
 from benchmarks.serving import serving, serving_more
-from benchmarks.work import building, encrypting, migrating
+from benchmarks.work import building, committing, encrypting, loading, migrating, opening
 
 TINY, QUICK, FULL = "tiny", "quick", "full"
 """So small that the numbers mean nothing; minutes; what is reported."""
@@ -29,6 +31,11 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "build": Part(building.building, building.SIZES),
+    "load": Part(loading.load, loading.SIZES),
+    "commit": Part(committing.commit, committing.SIZES),
+    "oo7": Part(oo7.oo7, oo7.SIZES),
+    "growth": Part(growing.growing, growing.SIZES),
+    "open": Part(opening.open, opening.SIZES),
     "encryption": Part(encrypting.encryption, encrypting.SIZES),
     "archive": Part(archiving.archive, archiving.SIZES),
     "migrate": Part(migrating.migrate, migrating.SIZES),
@@ -43,7 +50,7 @@ PARTS: dict[str, Part] = {
     "serve-tls": Part(serving_more.tls, serving.SIZES),
 }
 
-COMPARED = ["build"]
+COMPARED = ["build", "oo7", "load", "commit", "open", "growth"]
 """What is run where no name is given: ours beside everyone else."""
 GROUPS = {
     "compared": COMPARED,

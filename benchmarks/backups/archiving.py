@@ -13,8 +13,7 @@ from statistics import quantiles
 
 from benchmarks.method.measure import Result, Series, progress, ratios, scaled
 from benchmarks.objects.records import fill, record
-from benchmarks.peers.durus import ours
-from benchmarks.work.committing import OBJECTS, committer
+from benchmarks.peers.durus import DurusStore, ours
 from berkeleydb_storage import Archive, BerkeleyDBStorage
 from berkeleydb_storage.backup.repository import Repository
 from berkeleydb_storage.backup.stores import open_store
@@ -28,6 +27,8 @@ ABOUT = {
 GOAL = 2.0
 """Times as long may the slowest hundredth of the commits take."""
 PATIENT = 120.0
+OBJECTS = 10_000
+"""Objects that are there, and of which one is chosen at random for each commit."""
 
 
 class Contestant:
@@ -35,7 +36,7 @@ class Contestant:
 
     def __init__(self, storage: BerkeleyDBStorage) -> None:
         """Measure nothing yet."""
-        self._commit = committer(storage)
+        self._commit = DurusStore(storage).commit
         self._random = Random(4)
         self._version = 0
         self.medians: Series = []
@@ -54,7 +55,7 @@ class Contestant:
             number = self._random.choice(range(2, 1000)) + 1000 * self._random.randrange(OBJECTS // 1000)
             changed = record(number, self._version)
             started = clock()
-            self._commit(number.to_bytes(8, "big"), changed)
+            self._commit([(number.to_bytes(8, "big"), changed)])
             taken.append(clock() - started)
             if len(taken) % 100 == 0:
                 late = max(late, behind())

@@ -13,6 +13,7 @@ from durus.file_storage2 import FileStorage2
 from durus.storage import Storage
 
 from benchmarks.peers.contract import Record
+from benchmarks.peers.filling import together
 from berkeleydb_storage import BerkeleyDBStorage
 
 EVERYTHING = 1 << 40
@@ -46,30 +47,48 @@ class DurusStore:
         """Use a storage that is open."""
         self.storage = storage
         self.load: Callable[[bytes], bytes] = storage.load
-        self._known = 0
+        self._handed_out = b""
 
     def fill(self, batches: Iterable[Sequence[Record]]) -> None:
-        """Store new records."""
-        new_oid = self.storage.new_oid
-        for batch in batches:
-            self.storage.begin()
-            for oid, record in batch:
-                if int.from_bytes(oid, "big") >= self._known:
-                    self._known = int.from_bytes(new_oid(), "big") + 1
-                self.storage.store(oid, record)
-            self.storage.end()
+        """Store first records, many at a time: a transaction may wait for the disk."""
+        for batch in together(batches):
+            self._hand_out(batch)
+            self._transact(batch)
 
     def commit(self, changes: Sequence[Record]) -> None:
         """Store records in one transaction."""
+        try:
+            self._transact(changes)
+        except ValueError:  # there are storages that refuse oids which they have not handed out
+            self._hand_out(changes)
+            self._transact(changes)
+
+    def _transact(self, changes: Sequence[Record]) -> None:
         storage = self.storage
         storage.begin()
+        store = storage.store
         for oid, record in changes:
-            storage.store(oid, record)
+            store(oid, record)
         storage.end()
+
+    def _hand_out(self, changes: Sequence[Record]) -> None:
+        highest = max(oid for oid, _ in changes)
+        while self._handed_out < highest:
+            self._handed_out = self.storage.new_oid()
 
     def close(self) -> None:
         """Close it."""
         self.storage.close()
+
+
+class PackedStore(DurusStore):
+    """A FileStorage that is packed when it is filled: then its offsets are in the file, until it is written to."""
+
+    def fill(self, batches: Iterable[Sequence[Record]]) -> None:
+        """Store new records, and pack."""
+        super().fill(batches)
+        self.storage.pack()
+        Path(f"{self.storage.get_filename()}.prepack").unlink()
 
 
 class DurusDatabase:
@@ -90,12 +109,24 @@ class DurusDatabase:
         self.commit = self.connection.commit
 
     def collect(self) -> None:
-        """Pack."""
+        """Pack, and give back what its files can do without where that is another step."""
         self.connection.pack()
+        _shrink(self.connection.storage)
 
     def close(self) -> None:
         """Close the storage."""
         self.connection.storage.close()
+
+
+def _shrink(storage: Storage) -> None:
+    if isinstance(storage, BerkeleyDBStorage):
+        storage.compact()
+    elif isinstance(storage, FileStorage | FileStorage2):
+        Path(f"{storage.get_filename()}.prepack").unlink()  # all that there was before the pack
+    else:
+        from benchmarks.peers.sqlite import vacuum
+
+        vacuum(Path(storage.get_filename()))
 
 
 class _Synced(FileStorage):
@@ -110,6 +141,10 @@ class _Synced(FileStorage):
 
 def _unsynced(path: Path) -> BerkeleyDBStorage:
     return ours(path, durable=False)
+
+
+def _buffered(path: Path) -> BerkeleyDBStorage:
+    return ours(path, durable=False, async_log_write=False)
 
 
 def _file(path: Path) -> FileStorage:
@@ -127,7 +162,11 @@ def _file2(path: Path) -> FileStorage2:
 def _sqlite(path: Path) -> Storage:
     from durus.sqlite_storage import SqliteStorage
 
-    return SqliteStorage(str(path))
+    existed = path.exists()
+    storage = SqliteStorage(str(path))
+    if existed:
+        storage.new_oid()  # opened again, it hands out its highest oid once more: nobody is to get that
+    return storage
 
 
 def _levels(opener: Callable[[Path], Storage]) -> tuple[Callable[[Path], DurusStore], Callable[[Path], DurusDatabase]]:
@@ -136,7 +175,13 @@ def _levels(opener: Callable[[Path], Storage]) -> tuple[Callable[[Path], DurusSt
 
 ours_store, ours_database = _levels(ours)
 ours_unsynced_store, ours_unsynced_database = _levels(_unsynced)
+ours_buffered_store, ours_buffered_database = _levels(_buffered)
 file_store, file_database = _levels(_file)
 file_synced_store, file_synced_database = _levels(_file_synced)
 file2_store, file2_database = _levels(_file2)
 sqlite_store, sqlite_database = _levels(_sqlite)
+
+
+def file_packed_store(path: Path) -> PackedStore:
+    """Open a FileStorage of Durus that `fill` leaves packed."""
+    return PackedStore(_file(path))

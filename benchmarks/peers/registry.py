@@ -50,7 +50,14 @@ def _records(name: str, durability: str, module: str, opener: str, package: str 
 
 OURS = _peer("ours", f"{SYNCS} (durable=True, the default)", "durus", "ours")
 OURS_UNSYNCED = _peer("ours, not synced", f"durable=False: {NEVER_SYNCS}", "durus", "ours_unsynced")
+OURS_BUFFERED = _peer(
+    "ours, buffered",
+    "durable=False, async_log_write=False: keeps commits in a buffer of 1 MiB",
+    "durus",
+    "ours_buffered",
+)
 FILE = _peer("FileStorage", NEVER_SYNCS, "durus", "file")
+FILE_PACKED = _records("FileStorage, packed", f"{NEVER_SYNCS}; after its pack()", "durus", "file_packed")
 FILE_SYNCED = _peer("FileStorage + sync", f"{SYNCS} (a fsync that we added)", "durus", "file_synced")
 FILE2 = _peer("FileStorage2", SYNCS, "durus", "file2")
 SQLITE_STORAGE = _peer("SqliteStorage", f"{SYNCS} (sqlite3 as it comes)", "durus", "sqlite")
@@ -72,7 +79,9 @@ PEERS = {
     for peer in (
         OURS,
         OURS_UNSYNCED,
+        OURS_BUFFERED,
         FILE,
+        FILE_PACKED,
         FILE_SYNCED,
         FILE2,
         SQLITE_STORAGE,

@@ -6,18 +6,21 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from itertools import count as counter
 from pathlib import Path
 
 from durus.connection import Connection
 from durus.storage import Storage
 
 from benchmarks.method.measure import Result, in_turn, progress, ratios, scaled, seconds
-from benchmarks.objects.records import FOLDER, build, fill
-from benchmarks.peers.durus import HANDS_OVER, SYNCS, ours
-from benchmarks.work.committing import OBJECTS, commits, committer
+from benchmarks.objects.records import FOLDER, build, fill, record
+from benchmarks.peers.durus import HANDS_OVER, SYNCS, DurusStore, ours
+from benchmarks.work.stores import items
 
 PLAIN, ENCRYPTED = "plain", "encrypted"
 KEYS = {PLAIN: None, ENCRYPTED: "a key of which the length does not matter"}
+OBJECTS = 10_000
+"""Objects that are there, and of which one is chosen at random for each commit."""
 SMALL = 1 << 20
 """Bytes of a cache that nothing stays in."""
 
@@ -74,9 +77,26 @@ def _commits(directory: Path, what: str, number: int, rounds: int, *, durable: b
         for name, key in KEYS.items():
             storage = stack.enter_context(closing(ours(directory / f"{name} {what}", key=key, durable=durable)))
             fill(storage, OBJECTS)
-            contestants[name] = commits(committer(storage), number)
+            contestants[name] = _commits_of_one(storage, number)
         text = f"{number:,} commits of one record: {SYNCS if durable else HANDS_OVER}; microseconds each"
         return _compared(f"commit, {what}", text, contestants, rounds, "a commit")
+
+
+def _commits_of_one(storage: Storage, number: int) -> Callable[[], float]:
+    """Return what times commits of `number` new versions of items."""
+    commit, versions, chosen = DurusStore(storage).commit, counter(1), random.Random(2)
+    numbers = items(OBJECTS, OBJECTS)
+
+    def run() -> float:
+        changes = [[(n.to_bytes(8, "big"), record(n, next(versions)))] for n in chosen.choices(numbers, k=number)]
+
+        def work() -> None:
+            for change in changes:
+                commit(change)
+
+        return seconds(work) / number
+
+    return run
 
 
 def _builds(directory: Path, objects: int, rounds: int) -> Result:

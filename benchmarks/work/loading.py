@@ -1,99 +1,266 @@
-"""Figure 1: `load`, everything in memory, the background threads of the default policies running."""
+"""Loading records from a storage, and objects through a connection: warm, and from the disk."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from random import Random
+from typing import Any
 
-from durus.connection import Connection
-from durus.file_storage import FileStorage
+from benchmarks.method.caches import drop
+from benchmarks.method.contest import Contender, Found, against, contest, rows
+from benchmarks.method.measure import Result, seconds
+from benchmarks.objects.records import record, records
+from benchmarks.peers.contract import Database
+from benchmarks.peers.registry import (
+    BARE,
+    FILE,
+    FILE2,
+    FILE_PACKED,
+    LMDB,
+    OURS,
+    RELSTORAGE,
+    SHELVE,
+    SQLITE3,
+    SQLITE_STORAGE,
+    ZODB_FILE,
+    Peer,
+    open_database,
+    open_store,
+)
+from benchmarks.work.stores import built, filled, items, some, verify
+from berkeleydb_storage.format import pack_uint64
 
-from benchmarks.method.measure import Result, in_turn, progress, ratios, scaled, seconds
-from benchmarks.objects.records import build
-from benchmarks.peers.bare import Bare
-from benchmarks.peers.durus import BARE, FILE, OPENERS, OURS, ours
+RECORDS = [OURS, FILE, FILE_PACKED, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE, BARE, LMDB, SQLITE3, SHELVE]
+OBJECTS = [OURS, FILE, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE]
 
-PACKED = "FileStorage, packed"
-
-
-def _pass(load: Callable[[bytes], object], oids: Sequence[bytes]) -> Callable[[], float]:
-    def run() -> None:
-        for oid in oids:
-            load(oid)
-
-    return lambda: seconds(run) / len(oids)
-
-
-def _built(directory: Path, count: int) -> None:
-    """Leave the same objects in each of them, closed."""
-    for name in (OURS, FILE, PACKED):
-        opener = OPENERS[OURS if name == OURS else FILE]
-        with closing(opener(directory / name)) as storage:
-            build(Connection(storage), count)
-            if name == PACKED:
-                storage.pack()
-
-
-def load(directory: Path, count: int, rounds: int) -> list[Result]:
-    """Compare `load` in random order and in that of the oids."""
-    progress(f"load: building {count:,} objects three times")
-    _built(directory, count)
-    with ExitStack() as stack:
-        storage = stack.enter_context(closing(ours(directory / OURS)))
-        plain = stack.enter_context(closing(FileStorage(str(directory / FILE))))
-        packed = stack.enter_context(closing(FileStorage(str(directory / PACKED))))
-        bare = stack.enter_context(closing(Bare(directory / BARE)))
-        bare.fill(storage.gen_oid_record())
-        oids = [oid for oid, _ in storage.gen_oid_record()]
-        shuffled = random.Random(1).sample(oids, len(oids))
-        average = sum(len(storage.load(oid)) for oid in oids) / len(oids)
-        return [
-            _compare("random order", shuffled, rounds, average, storage.load, plain.load, packed.load, bare),
-            _compare("in order of oids", oids, rounds, average, storage.load, plain.load, packed.load, bare),
-        ]
+RANDOM, IN_ORDER = "µs a record, random order", "µs a record, in order of oids"
+COLD = "µs a record, cold"
+FROM_STORE, FROM_CACHE = "µs an object, from the store", "µs an object, from the cache of objects"
+COLD_OBJECT = "µs an object, cold"
+DROPPED = "dropped"
+COMPARED = 1000
+"""Records of each round that are compared with what was stored."""
 
 
-def _compare(
-    order: str,
-    oids: Sequence[bytes],
-    rounds: int,
-    average: float,
-    load: Callable[[bytes], bytes],
-    plain: Callable[[bytes], bytes],
-    packed: Callable[[bytes], bytes],
-    bare: Bare,
-) -> Result:
-    item = f"{BARE}, table[oid]"
-    contestants = {
-        FILE: _pass(plain, oids),
-        PACKED: _pass(packed, oids),
-        OURS: _pass(load, oids),
-        BARE: _pass(bare.table.get, oids),
-        item: _pass(bare.table.__getitem__, oids),
-    }
-    progress(f"load: {order}")
-    in_turn(contestants, 1)  # warms caches
-    found = in_turn(contestants, rounds)
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done."""
+
+    objects: int
+    cold: int
+    """Random loads from the disk."""
+    rounds: int
+    cold_rounds: int
+    few: bool = False
+    """Whether only some peers take part, and the first pass counts."""
+
+
+SIZES = {
+    "tiny": Sizes(1500, 5, 1, 1, few=True),
+    "quick": Sizes(20_000, 200, 5, 2),
+    "full": Sizes(100_000, 2000, 15, 5),
+}
+
+
+def timed(work: Callable[[], int], number: int, expected: int) -> float:
+    """Return the microseconds of each of `number` loads.
+
+    Args:
+        work: loads, and returns a sum over what was loaded.
+        number: how many loads that are.
+        expected: the sum.
+
+    Raises:
+        AssertionError: the sum is another one.
+    """
+    found: list[int] = []
+    taken = seconds(lambda: found.append(work()))
+    if found != [expected]:
+        raise AssertionError(f"what was loaded comes to {found[0]:,}, not {expected:,}")
+    return taken / number * 1e6
+
+
+def loads(load: Callable[[bytes], bytes], oids: Sequence[bytes], expected: int) -> float:
+    """Return the microseconds of a load of these records, of `expected` bytes together."""
+    return timed(lambda: sum(map(len, map(load, oids))), len(oids), expected)
+
+
+class Loads(Contender):
+    """Loads every record of a store that is open and was read before."""
+
+    def __init__(self, peer: str, path: str, objects: int) -> None:
+        """Open it."""
+        super().__init__(peer, path)
+        filled(peer, self.path, objects)
+        self._store = open_store(peer, self.path)
+        self._expected = sum(len(data) for _, data in records(objects))
+        self._compared = items(objects, COMPARED)
+        oids = [pack_uint64(number) for number in range(objects)]
+        self._orders = {RANDOM: Random(1).sample(oids, objects), IN_ORDER: oids}
+
+    def round(self) -> dict[str, float]:
+        """Load them in both orders."""
+        load = self._store.load
+        found = {column: loads(load, oids, self._expected) for column, oids in self._orders.items()}
+        verify(self._store, self.peer, self._compared)
+        return found
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+
+class ColdLoads(Contender):
+    """Loads random records of a store that was just opened, after the system's cache was dropped."""
+
+    def __init__(self, peer: str, path: str, objects: int, number: int) -> None:
+        """Open it; what opening itself read is dropped, too, as far as the store does not keep it."""
+        super().__init__(peer, path)
+        filled(peer, self.path, objects)
+        self._dropped = drop(self.path)
+        self._store = open_store(peer, self.path)
+        self._numbers = items(objects, number)
+        drop(self.path)
+
+    def round(self) -> dict[str, float]:
+        """Load them, once."""
+        oids = [pack_uint64(number) for number in self._numbers]
+        taken = loads(self._store.load, oids, sum(len(record(number)) for number in self._numbers))
+        verify(self._store, self.peer, self._numbers)
+        return {COLD: taken, DROPPED: float(self._dropped)}
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+
+def unloaded(database: Database) -> list[tuple[int, Any]]:
+    """Return (number, item) of all items that `building.build` made, of which only the folders are loaded."""
+    folders = sorted(database.root.items())
+    return [(first + n, item) for first, folder in folders for n, item in enumerate(folder.items, 1)]
+
+
+def visits(found: Sequence[tuple[int, Any]]) -> float:
+    """Return the microseconds that an attribute of each of these items takes."""
+    numbers = [number for number, _ in found]
+    objects = [item for _, item in found]
+    return timed(lambda: sum(map(attrgetter("number"), objects)), len(objects), sum(numbers))
+
+
+class ObjectLoads(Contender):
+    """Uses every item of a database that is open and was read before, in random order."""
+
+    def __init__(self, peer: str, path: str, objects: int) -> None:
+        """Open it."""
+        super().__init__(peer, path)
+        built(peer, self.path, objects)
+        self._database = open_database(peer, self.path)
+
+    def round(self) -> dict[str, float]:
+        """Use them when the cache of objects has none of them, and once more."""
+        self._database.forget()
+        found = unloaded(self._database)
+        Random(1).shuffle(found)
+        return {FROM_STORE: visits(found), FROM_CACHE: visits(found)}
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+
+class ColdObjectLoads(Contender):
+    """Uses random items of a database that was just opened, after the system's cache was dropped."""
+
+    def __init__(self, peer: str, path: str, objects: int, number: int) -> None:
+        """Open it, and load the folders; what that read is dropped, too, as far as the store does not keep it."""
+        super().__init__(peer, path)
+        built(peer, self.path, objects)
+        self._dropped = drop(self.path)
+        self._database = open_database(peer, self.path)
+        found = unloaded(self._database)
+        self._found = Random(1).sample(found, min(number, len(found)))
+        drop(self.path)
+
+    def round(self) -> dict[str, float]:
+        """Use them, once."""
+        return {COLD_OBJECT: visits(self._found), DROPPED: float(self._dropped)}
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+
+def load(directory: Path, sizes: Sizes) -> list[Result]:
+    """Compare loads of records and of objects, warm and cold."""
+    places = [directory / "records", directory / "objects"]
+    for place in places:
+        place.mkdir()
+    return [
+        _records(places[0], sizes),
+        _cold(places[0], sizes, ColdLoads, some(RECORDS, sizes.few), COLD),
+        _objects(places[1], sizes),
+        _cold(places[1], sizes, ColdObjectLoads, some(OBJECTS, sizes.few), COLD_OBJECT),
+    ]
+
+
+def _records(directory: Path, sizes: Sizes) -> Result:
+    peers = some(RECORDS, sizes.few)
+    found = contest(Loads, peers, directory, [sizes.objects], sizes.rounds, warm=not sizes.few)
     result = Result(
-        f"load, {order}",
-        f"storage.load(oid) of {len(oids):,} objects, {average:.0f} bytes each on average, built through Connection, "
-        "closed and reopened; all in memory. Microseconds a record.",
+        "load, records",
+        f"{sizes.objects:,} records of {len(record(1))} bytes, folders more, stored by the thousand, closed and "
+        "reopened: each loaded once a pass. Everything was read before.",
     )
-    about = {
-        FILE: "as built: offsets in memory",
-        PACKED: "after pack(): offsets in the file",
-        OURS: "default policies, their threads running",
-        BARE: "table.get(oid), same options, no locking",
-        item: "the binding's fastest way to read",
-    }
-    for name, series in found.items():
-        result.row(name, about[name], µs_a_record=scaled(series, 1e6))
-    result.figure("FileStorage / ours", ratios(found[FILE], found[OURS]), least=2.0)
-    result.figure("FileStorage packed / ours", ratios(found[PACKED], found[OURS]), least=2.0)
-    result.figure("ours / bare Berkeley DB get", ratios(found[OURS], found[BARE]), most=1.4)
-    result.figure("ours / bare Berkeley DB table[oid]", ratios(found[OURS], found[item]))
-    if order != "random order":
-        result.notes.append("as built, FileStorage has neighbours in one read buffer; few programs load in this order")
+    rows(result, peers, found)
+    result.figure("random order, FileStorage / ours", against(found, RANDOM, FILE, OURS), least=2.0)
+    result.figure("random order, ours / bare Berkeley DB get", against(found, RANDOM, OURS, BARE), most=1.4)
+    result.figure("in order of oids, ours / bare Berkeley DB get", against(found, IN_ORDER, OURS, BARE))
+    for peer in peers:
+        if peer not in (OURS, FILE, BARE):
+            result.figure(f"random order, {peer.name} / ours", against(found, RANDOM, peer, OURS))
+    for peer in (FILE, FILE_PACKED):
+        result.figure(f"in order of oids, {peer.name} / ours", against(found, IN_ORDER, peer, OURS))
+    result.notes.append("as built, FileStorage has neighbours in one read buffer; few programs load in this order")
     return result
+
+
+def _objects(directory: Path, sizes: Sizes) -> Result:
+    peers = some(OBJECTS, sizes.few)
+    found = contest(ObjectLoads, peers, directory, [sizes.objects], sizes.rounds, warm=not sizes.few)
+    result = Result(
+        "load, objects",
+        f"An attribute of each of {sizes.objects:,} small objects, in random order, through a connection whose cache "
+        "has none of them (the store was read before), and once more. Making them of their records is included.",
+    )
+    rows(result, peers, found)
+    for column, what in ((FROM_STORE, "from the store"), (FROM_CACHE, "from the cache of objects")):
+        for peer in peers[1:]:
+            result.figure(f"{what}, {peer.name} / ours", against(found, column, peer, OURS))
+    return result
+
+
+def _cold(directory: Path, sizes: Sizes, kind: type[Contender], peers: Sequence[Peer], column: str) -> Result:
+    arguments = [sizes.objects, sizes.cold]
+    found = contest(kind, peers, directory, arguments, sizes.cold_rounds, warm=False, fresh=True)
+    what = "records" if kind is ColdLoads else "objects, through a connection that has their folders"
+    result = Result(
+        f"load, cold {what.partition(',')[0]}",
+        f"{sizes.cold:,} random ones of {sizes.objects:,} {what}, in a fresh process, after the store was opened and "
+        "the system's cache of its files was dropped. What lies below, such as the cache of a virtual machine's "
+        "host, is as it was.",
+    )
+    _tell_dropped(result, found)
+    rows(result, peers, found)
+    for peer in peers[1:]:
+        result.figure(f"{peer.name} / ours", against(found, column, peer, OURS))
+    return result
+
+
+def _tell_dropped(result: Result, found: Found) -> None:
+    """Say of whom the system's cache could not be dropped."""
+    left = [name for name, columns in found.items() if not all(columns.pop(DROPPED))]
+    if left:
+        result.notes.append(f"the system's cache could not be dropped, so not cold: {', '.join(left)}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from benchmarks.method.measure import Result, Series, progress, ratios, scaled
 from benchmarks.method.process import in_a_process, processes_in_turn
-from benchmarks.objects.records import record
-from benchmarks.peers.durus import BARE, FILE, OURS
+from benchmarks.objects.records import fill, record
+from benchmarks.peers.durus import BARE, FILE, OPENERS, OURS
 from benchmarks.work import probes
-from benchmarks.work.stores import Stores
 
 WRITTEN = "FileStorage, written like pack()"
 LOADS = 200_000
@@ -28,8 +28,7 @@ SIZES = {"tiny": (2000, 2000, 1), "quick": (200_000, 200_000, 3), "full": (5_000
 def migrate(directory: Path, sizes: tuple[int, int, int]) -> list[Result]:
     """Compare `migrate` from a generator, and from a FileStorage, with other ways to write so many records."""
     generated, copied, rounds = sizes
-    stores = Stores(directory)
-    return [_generated(directory, generated, rounds), _copied(directory, stores, copied, rounds)]
+    return [_generated(directory, generated, rounds), _copied(directory, copied, rounds)]
 
 
 def _once(path: Path, write: Probe, read: Callable[..., dict[str, float]] | None, count: int) -> dict[str, float]:
@@ -74,8 +73,10 @@ def _generated(directory: Path, count: int, rounds: int) -> Result:
     return result
 
 
-def _copied(directory: Path, stores: Stores, count: int, rounds: int) -> Result:
-    source = stores.get(FILE, count)
+def _copied(directory: Path, count: int, rounds: int) -> Result:
+    source = directory / f"{FILE} to migrate"
+    with closing(OPENERS[FILE](source)) as storage:
+        fill(storage, count)
     path = directory / "ours from FileStorage"
     write = partial(in_a_process, probes.migrate_file_storage, path, source)
     found = processes_in_turn({OURS: partial(_once, path, write, probes.load_ours, count)}, rounds)

@@ -7,46 +7,6 @@ import time
 from benchmarks.method.usage import disk, forget_highest, memory
 
 
-def open_ours(path: str) -> dict[str, float]:
-    """Open our storage."""
-    interpreter = memory()[0]
-    from berkeleydb_storage import BerkeleyDBStorage
-
-    imported = memory()[0]
-    started = time.perf_counter()
-    storage = BerkeleyDBStorage(path)
-    taken = time.perf_counter() - started
-    return _opened(storage, taken, interpreter, imported)
-
-
-def open_file_storage(path: str) -> dict[str, float]:
-    """Open a FileStorage."""
-    interpreter = memory()[0]
-    from durus.file_storage import FileStorage
-
-    imported = memory()[0]
-    started = time.perf_counter()
-    storage = FileStorage(path)
-    taken = time.perf_counter() - started
-    return _opened(storage, taken, interpreter, imported)
-
-
-def _opened(storage, taken: float, interpreter: float, imported: float) -> dict[str, float]:
-    peak = memory()[1]
-    started = time.perf_counter()
-    storage.load(b"\0" * 8)
-    first = time.perf_counter() - started
-    storage.close()
-    return {
-        "seconds": taken,
-        "first load": first,
-        "interpreter": interpreter,
-        "imported": imported,
-        "peak": peak,
-        "increase": peak - imported,
-    }
-
-
 def _loads(storage, count: int, number: int) -> float:
     """Return how many random objects a second are loaded."""
     import random
