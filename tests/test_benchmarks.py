@@ -1,6 +1,5 @@
 """The benchmarks run, as the command that a user would type; their numbers mean nothing at this size."""
 
-import json
 import os
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from benchmarks.garbage.collecting import Subject
 from benchmarks.garbage.counting import without_counts
 from benchmarks.method.measure import Figure, Spread
 from benchmarks.method.report import verdict
+from benchmarks.method.results import read
 from benchmarks.method.slowsync import slow_disk
 from benchmarks.method.workers import Worker, together
 from benchmarks.objects.graphs import ROOT, Graph
@@ -33,21 +33,32 @@ from berkeleydb_storage.change import Change
 
 
 def test_every_benchmark(tmp_path):
+    """All of them, also those that are not run by default."""
     report = tmp_path / "report.json"
-    command = [sys.executable, "-W", "error", "-m", "benchmarks", "--tiny", "--json", report, "--directory", tmp_path]
-    ran = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    options = ["all", "--tiny", "--json", report, "--directory", tmp_path]
+    ran = benchmarks(*options)
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(report.read_text())
-    named = {result["name"].split(",")[0] for result in found["results"]}
-    assert named >= set(PARTS)
-    assert found["facts"]["libdb"].startswith(("5.", "18."))
-    for result in found["results"]:
-        assert result["rows"]
-        assert all(row["about"] for row in result["rows"]), "a row does not say what it compares"
-        assert all(figure["value"]["median"] > 0 for figure in result["figures"])
-        assert all(f"{result['name']}: {figure['title']}: " in ran.stdout for figure in result["figures"])
+    (run,) = read(report)
+    assert [part.name for part in run.parts] == list(PARTS)
+    assert run.facts["libdb"].startswith(("5.", "18."))
+    for part in run.parts:
+        assert part.results
+        for result in part.results:
+            assert result.rows
+            assert all(row.about for row in result.rows), "a row does not say what it compares"
+            assert all(figure.value.median > 0 for figure in result.figures)
+            assert all(f"{result.name}: {figure.title}: " in ran.stdout for figure in result.figures)
+    names = [result.name for result in run.results]
+    assert len(names) == len(set(names)), "two results have one name"
     assert "Transaction at" not in ran.stderr, "Durus logs every commit, which would flatter us"
     assert [path for path in tmp_path.iterdir() if path != report] == [], "something was left behind"
+    print(*(f"{part.name}: {part.busy.seconds:.1f} s" for part in run.parts), sep="\n")
+
+
+def benchmarks(*arguments):
+    """Run the command."""
+    command = [sys.executable, "-W", "error", "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=180)
 
 
 def test_an_unknown_name_is_refused(capsys):

@@ -166,7 +166,8 @@ def test_a_real_run(name, tmp_path):
     command = [sys.executable, "-W", "error", "-c", program, name, *options]
     ran = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
-    results = {result["name"]: result for result in json.loads(report.read_text())["results"]}
+    (part,) = json.loads(report.read_text())["runs"][0]["parts"]
+    results = {result["name"]: result for result in part["results"]}
     distance = next(result for title, result in results.items() if "distance" in title)
     assert [row["name"] for row in distance["rows"]] == [OURS, *(limit.name for limit in PATHS[name].limits)]
     assert all(figure["value"]["median"] > 0 for figure in distance["figures"])

@@ -1,26 +1,28 @@
-"""Results as text and as JSON."""
+"""Results as text."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
 from benchmarks.method.measure import Figure, Result, Spread
+from benchmarks.method.results import Part, Run
 
 SAME = 0.01
 """Quartiles that are closer than this share of the median are not shown."""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a number with as many digits as one reads."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
-def _spread(spread: Spread) -> str:
-    if spread.upper - spread.lower <= SAME * abs(spread.median):
-        return _number(spread.median)
-    return f"{_number(spread.median)} ({_number(spread.lower)} - {_number(spread.upper)})"
+def spread(found: Spread) -> str:
+    """Return the median, with the quartiles where they are not the same."""
+    if found.upper - found.lower <= SAME * abs(found.median):
+        return number(found.median)
+    return f"{number(found.median)} ({number(found.lower)} - {number(found.upper)})"
 
 
 def verdict(figure: Figure) -> str:
@@ -32,11 +34,11 @@ def verdict(figure: Figure) -> str:
 
 
 def _line(figure: Figure) -> str:
-    spread = figure.value
-    line = f"{figure.title}: {_spread(spread)}{figure.unit and ' ' + figure.unit}; {verdict(figure)}"
-    if spread.rounds == 1:
+    value = figure.value
+    line = f"{figure.title}: {spread(value)}{figure.unit and ' ' + figure.unit}; {verdict(figure)}"
+    if value.rounds == 1:
         return f"{line}; measured once"
-    return f"{line}; {spread.rounds} rounds, {_number(spread.lowest)} to {_number(spread.highest)}"
+    return f"{line}; {value.rounds} rounds, {number(value.lowest)} to {number(value.highest)}"
 
 
 def text(result: Result) -> str:
@@ -44,7 +46,7 @@ def text(result: Result) -> str:
     columns = list(dict.fromkeys(column for row in result.rows for column in row.values))
     table = [["", *columns, "durability and state"]]
     for row in result.rows:
-        cells = [_spread(row.values[column]) if column in row.values else "" for column in columns]
+        cells = [spread(row.values[column]) if column in row.values else "" for column in columns]
         table.append([row.name, *cells, row.about])
     widths = [max(len(line[n]) for line in table) for n in range(len(columns) + 1)]
     lines = ["", f"== {result.name}", result.what, ""]
@@ -72,16 +74,25 @@ def summary(results: list[Result]) -> str:
     for result in results:
         for figure in result.figures:
             unit = figure.unit and f" {figure.unit}"
-            lines.append(f"{result.name}: {figure.title}: {_number(figure.value.median)}{unit}; {verdict(figure)}")
+            lines.append(f"{result.name}: {figure.title}: {number(figure.value.median)}{unit}; {verdict(figure)}")
     missed = sum(figure.met is False for result in results for figure in result.figures)
     goals = sum(figure.met is not None for result in results for figure in result.figures)
     return "\n".join([*lines, f"{goals - missed} of {goals} goals met"])
 
 
-def as_json(facts: dict[str, str], mode: str, results: list[Result]) -> dict[str, Any]:
-    """Return everything that was measured."""
-    found = [asdict(result) for result in results]
-    for result, entry in zip(results, found, strict=True):
-        for figure, described in zip(result.figures, entry["figures"], strict=True):
-            described["met"] = figure.met
-    return {"facts": facts, "mode": mode, "results": found}
+def part(found: Part) -> str:
+    """Return all that a benchmark found, and whether the machine was busy."""
+    lines = [text(result) for result in found.results]
+    if found.busy:
+        busy = found.busy
+        used = f"{busy.ours:.2f}" if busy.others is None else f"{busy.ours:.2f}; by others: {busy.others:.2f}"
+        lines.append(f"\n{found.name}: {busy.seconds:.0f} s; processors used: {used}")
+        lines += [f"BUSY: {warning}" for warning in busy.warnings]
+    return "\n".join(lines)
+
+
+def warnings(runs: Sequence[Run]) -> str:
+    """Return what makes numbers doubtful, a line for each."""
+    parts = [part for run in runs for part in run.parts if part.busy and part.busy.warnings]
+    lines = [f"BUSY during {part.name}: {'; '.join(part.busy.warnings)}" for part in parts if part.busy]
+    return "\n".join(lines) or "The machine was quiet."

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks.method import report
+from benchmarks.method import report, results
+from benchmarks.method.busy import Watch
 from benchmarks.method.facts import facts, on_disk, quiet_durus
 from benchmarks.method.measure import Result, Series, in_turn, progress, ratios, scaled
 from benchmarks.profiling import layers
@@ -26,6 +27,7 @@ NAMED = 3
 LEAST = 0.5
 """Percent of the time from which on a layer has a line of its own."""
 OURS = "ours"
+TINY_SIZE, QUICK_SIZE = "tiny", "quick"
 MAIN, SERVER = "MainThread", "berkeleydb_storage server"
 """Threads that the shares are of."""
 
@@ -176,18 +178,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    size = "tiny: the numbers mean nothing" if chosen.tiny else "quick"
-    results: list[Result] = []
+    command = " ".join(["python -m benchmarks profile", *chosen.names, *(["--tiny"] if chosen.tiny else [])])
+    options = f" --seconds {chosen.seconds} --clients {chosen.clients}"
     with tempfile.TemporaryDirectory(prefix="profile-", dir=chosen.directory or on_disk()) as directory:
-        known = facts(Path(directory))
-        print(report.heading(known, size))
+        run = results.Run(facts(Path(directory), command + options), TINY_SIZE if chosen.tiny else QUICK_SIZE)
+        print(report.heading(run.facts, run.size))
         for name in chosen.names or PATHS:
-            scratch = Path(directory, name)
-            scratch.mkdir()
-            found = profile(PATHS[name], scratch, TINY if chosen.tiny else QUICK, chosen.seconds, chosen.clients)
-            for result in found:
-                print(report.text(result), flush=True)
-            results += found
-    if chosen.json:
-        chosen.json.write_text(json.dumps(report.as_json(known, size, results), indent=1) + "\n")
+            run.parts.append(_part(name, Path(directory), chosen))
+            print(report.part(run.parts[-1]), flush=True)
+            if chosen.json:
+                results.write(chosen.json, [run])
     return 0
+
+
+def _part(name: str, directory: Path, chosen: argparse.Namespace) -> results.Part:
+    scratch = directory / name
+    scratch.mkdir()
+    began, watch = time.strftime("%Y-%m-%d %H:%M:%S"), Watch(directory)
+    found = profile(PATHS[name], scratch, TINY if chosen.tiny else QUICK, chosen.seconds, chosen.clients)
+    return results.Part(f"profile {name}", began, found, watch.end())
