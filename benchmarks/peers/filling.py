@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.peers.contract import Record
 
-PLENTY = 50_000
+PLENTY = 10_000
 """Records in a transaction of a program that fills an empty store, and would begin anew if it were interrupted."""
 
 

@@ -1,9 +1,9 @@
 """Python's shelve, on what Debian's Python has below it: Berkeley DB's hash.
 
-`shelve.open` takes what it finds. In Debian's Python that is dbm.ndbm, which is Berkeley DB's hash under another name, of
-which nothing is sure to be in the file before it is closed; in others it may be dbm.dumb, which writes all of its keys at
-each sync, or (from 3.13) dbm.sqlite3, which syncs each key by itself. So the hash is named here, whatever there is:
-the same everywhere, and it can sync. https://docs.python.org/3/library/shelve.html, "BsdDbShelf".
+`shelve.open` takes what it finds. In Debian's Python that is dbm.ndbm, which is Berkeley DB's hash under another name,
+and of which nothing is sure to be in the file before it is closed; in others it may be dbm.dumb, which writes all of
+its keys at each sync, or (from 3.13) dbm.sqlite3, which syncs each key by itself. So the hash is named here, whatever
+there is: the same everywhere, and it can sync. https://docs.python.org/3/library/shelve.html, "BsdDbShelf".
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from ZODB.utils import z64
 
 from benchmarks.peers.contract import Record
 from benchmarks.peers.filling import together
-from benchmarks.peers.sqlite import sync, vacuum
 from berkeleydb_storage.options import DEFAULT_CACHE
 
 EVERYTHING = 1 << 30
@@ -50,24 +49,26 @@ class ZodbStore:
             filling: opens it for the first records, where it need not sync them.
             sync: waits for the disk after that.
         """
-        self._opener, self._filling, self._sync = opener, filling or opener, sync
+        self._opener, self._filling, self._sync = opener, filling, sync
         self._open(opener)
 
     def _open(self, opener: Callable[[], Any]) -> None:
-        self._storage = opener()
-        several = self._storage if IMVCCStorage.providedBy(self._storage) else MVCCAdapter(self._storage)
+        self.storage = opener()
+        several = self.storage if IMVCCStorage.providedBy(self.storage) else MVCCAdapter(self.storage)
         self._instance = several.new_instance()
         self._instance.poll_invalidations()
         self._serials: dict[bytes, bytes] = {}
 
     def fill(self, batches: Iterable[Sequence[Record]]) -> None:
         """Store first records, many at a time: each transaction waits for the disk."""
-        self._again(self._filling)
+        if self._filling is not None:
+            self._again(self._filling)
         highest = b""
         for batch in together(batches):
             self._transact(batch, lambda oid, highest=highest: z64 if oid > highest else self._serial(oid))
             highest = max(highest, *(oid for oid, _ in batch))
-        self._again(self._opener)
+        if self._filling is not None:
+            self._again(self._opener)
         if self._sync is not None:
             self._sync()
 
@@ -110,7 +111,7 @@ class ZodbStore:
     def close(self) -> None:
         """Close it."""
         self._instance.release()
-        self._storage.close()
+        self.storage.close()
 
 
 class ZodbDatabase:
@@ -191,6 +192,8 @@ def _relstorage(path: Path, synchronous: int) -> Any:
 
 
 def _relstorage_store(path: Path, synchronous: int) -> ZodbStore:
+    from benchmarks.peers.sqlite import sync
+
     return ZodbStore(
         lambda: _relstorage(path, synchronous), lambda: _relstorage(path, OFF), lambda: sync(path / TABLES)
     )
@@ -198,6 +201,8 @@ def _relstorage_store(path: Path, synchronous: int) -> ZodbStore:
 
 def _relstorage_database(path: Path, synchronous: int) -> ZodbDatabase:
     """Open a RelStorage, which says of sqlite3's files: "you may want to VACUUM"."""
+    from benchmarks.peers.sqlite import vacuum
+
     return ZodbDatabase(_relstorage(path, synchronous), lambda: vacuum(path / TABLES))
 
 
