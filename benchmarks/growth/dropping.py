@@ -186,20 +186,22 @@ class Collects(Contender):
         return self._by_packing()
 
     def _by_packing(self) -> dict[str, float]:
-        store: Any = open_store(self.peer, self.path)
-        pack = packer(store.storage)
-        found = {GONE: self._packed(store, pack, 1), TENTH: self._packed(store, pack, self._units)}
-        store.close()
-        return found
+        return {GONE: self._packed(1), TENTH: self._packed(self._units)}
 
-    def _packed(self, store: Any, pack: Callable[[], object], units: int) -> float:
+    def _packed(self, units: int) -> float:
+        """Return the seconds that a pack takes; what it left is looked at through a store that is opened after it."""
+        store: Any = open_store(self.peer, self.path)
         beds = Beds(store, self._objects)
         beds.store(units)
         beds.drop()
-        taken = seconds(pack)
-        beds.require_gone()
+        taken = seconds(packer(store.storage))
+        store.close()
         for left in self.path.parent.glob("*.prepack"):
             left.unlink()
+        store = open_store(self.peer, self.path)
+        beds.use(store)
+        beds.require_gone()
+        store.close()
         return taken
 
     def _in_the_background(self) -> dict[str, float]:

@@ -18,7 +18,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
 )  # fmt: skip
 """Okabe and Ito's colours, which the colour-blind tell apart; without their yellow, which nobody sees on white."""
 GREY = "#777777"
-INCHES = (7.2, 4.2)
+INCHES = (7.2, 4.0)
 LABELS = 0.70
 """Where the names begin, as a share of the width."""
 ROOM = 0.056
@@ -82,11 +82,11 @@ def draw(chart: Chart, path: Path) -> None:
         FigureCanvasSVG(figure)
         _fill(figure, chart)
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    _without_version(path)
+    _trim(path)
 
 
-def _without_version(path: Path) -> None:
-    """Take out what differs from one version of matplotlib to the next, and lines' ends that nobody sees."""
+def _trim(path: Path) -> None:
+    """Take out the spaces at the ends of lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
 
@@ -98,12 +98,15 @@ def _require_positive(chart: Chart) -> None:
 
 
 def _fill(figure: Figure, chart: Chart) -> None:
-    axes = figure.add_axes((0.1, 0.13, LABELS - 0.12, 0.74))
+    axes = figure.add_axes((0.1, 0.13, LABELS - 0.1, 0.77))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda number, _: _plain(number))
+        axis.set_minor_formatter("")
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     styles = _styles(list(chart.series))
@@ -120,6 +123,10 @@ def _fill(figure: Figure, chart: Chart) -> None:
         )
     _at_least_a_decade(axes)
     _name_lines(axes, chart, styles)
+
+
+def _plain(number: float) -> str:
+    return f"{number / 1e6:,g} million" if number >= 1e6 else f"{number:,.10g}"
 
 
 def _styles(names: list[str]) -> dict[str, Style]:
