@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dbm
 import logging
 import os
 import platform
@@ -72,14 +71,7 @@ def versions() -> dict[str, str]:
         import lmdb
 
         found["LMDB library"] = ".".join(map(str, lmdb.version()))
-    return found | {"sqlite3 library": sqlite3.sqlite_version, "dbm of shelve": _dbm()}
-
-
-def _dbm() -> str:
-    with tempfile.TemporaryDirectory() as directory:
-        name = str(Path(directory, "new"))
-        dbm.open(name, "n").close()
-        return dbm.whichdb(name) or UNTOLD
+    return found | {"sqlite3 library": sqlite3.sqlite_version}
 
 
 def commit() -> str:

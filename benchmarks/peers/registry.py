@@ -16,7 +16,7 @@ from benchmarks.peers.contract import Database, Store
 
 SYNCS = "syncs each commit"
 NEVER_SYNCS = "hands each commit to the system, never syncs"
-ON_CLOSE = "on the disk when it is closed; a crash before that may break it"
+UNLOGGED = "Berkeley DB's hash: syncs its pages at each commit, without a log; a crash meanwhile may break it"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ BARE_UNSYNCED = _records("bare Berkeley DB, not synced", NEVER_SYNCS, "bare", "b
 LMDB = _records("LMDB", SYNCS, "lmdb", "lmdb", "lmdb")
 SQLITE3 = _records("sqlite3, full", f"{SYNCS} (WAL, synchronous=full)", "sqlite", "full")
 SQLITE3_NORMAL = _records("sqlite3, normal", "syncs its log from time to time (WAL)", "sqlite", "normal")
-SHELVE = _records("shelve", ON_CLOSE, "shelf", "shelve")
+SHELVE = _records("shelve", UNLOGGED, "shelf", "shelve")
 
 PEERS = {
     peer.name: peer

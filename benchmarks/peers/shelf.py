@@ -3,7 +3,7 @@
 `shelve.open` takes what it finds. In Debian's Python that is dbm.ndbm, which is Berkeley DB's hash under another name,
 and of which nothing is sure to be in the file before it is closed; in others it may be dbm.dumb, which writes all of
 its keys at each sync, or (from 3.13) dbm.sqlite3, which syncs each key by itself. So the hash is named here, whatever
-there is: the same everywhere, and it can sync. https://docs.python.org/3/library/shelve.html, "BsdDbShelf".
+there is: the same everywhere, and it can sync. https://docs.python.org/3/library/shelve.html, `Shelf(dict)`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shelve
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import berkeleydb
+from berkeleydb import db
 
 from benchmarks.peers.contract import Record
 from berkeleydb_storage.options import DEFAULT_CACHE
@@ -23,7 +23,10 @@ class ShelveStore:
 
     def __init__(self, path: Path) -> None:
         """Open it, or create it, with a cache as large as ours."""
-        self._shelf = shelve.BsdDbShelf(berkeleydb.hashopen(str(path), cachesize=DEFAULT_CACHE))
+        table = db.DB()
+        table.set_cachesize(0, DEFAULT_CACHE, 1)
+        table.open(str(path), dbtype=db.DB_HASH, flags=db.DB_CREATE)
+        self._shelf: shelve.Shelf[bytes] = shelve.Shelf(table)
 
     def fill(self, batches: Iterable[Sequence[Record]]) -> None:
         """Store first records, and sync."""

@@ -21,13 +21,13 @@ from benchmarks.peers.registry import (
     FILE2,
     FILE_PACKED,
     LMDB,
-    ON_CLOSE,
     OURS,
     PEERS,
     RELSTORAGE,
     SHELVE,
     SQLITE3,
     SQLITE_STORAGE,
+    UNLOGGED,
     ZODB_FILE,
     open_store,
 )
@@ -165,7 +165,7 @@ class OpensAfterKill(Opens):
 
     def round(self) -> dict[str, float]:
         """Open it, if it can be opened; what could not, or may be broken, is made anew for the next round."""
-        promised = PEERS[self.peer].durability != ON_CLOSE
+        promised = PEERS[self.peer].durability != UNLOGGED
         try:
             if not promised:
                 apart(self._look)
@@ -191,7 +191,7 @@ class OpensAfterKill(Opens):
 
     def _verified(self, store: Store) -> dict[str, float]:
         lost = self._lost(store)
-        if lost and PEERS[self.peer].durability != ON_CLOSE:
+        if lost and PEERS[self.peer].durability != UNLOGGED:
             raise Lost(f"{self.peer} lost {lost} records")
         return {LOST: float(lost), FAILED: 0.0}
 
