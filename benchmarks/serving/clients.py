@@ -44,17 +44,52 @@ def timed(step: Callable[[], object], seconds: float, most: int | None = None) -
     return {"rate": len(taken) / (now - started), "taken": [round(each * 1e6, 1) for each in taken]}
 
 
-class Paced:
+class Restless:
+    """Does something again and again without a rest, in a thread."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        """Begin."""
+        self._step = step
+        self._ended = threading.Event()
+        self._taken: list[tuple[float, float]] = []
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._try, daemon=True)
+        self._thread.start()
+
+    def _try(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._failed = error
+
+    def _run(self) -> None:
+        clock, step, note, ended = time.perf_counter, self._step, self._taken.append, self._ended.is_set
+        now = clock()
+        while not ended():
+            step()
+            then, now = now, clock()
+            note((then, now - then))
+
+    def end(self) -> list[tuple[float, float]]:
+        """End; return when each began and what it took, in seconds.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        self._ended.set()
+        self._thread.join()
+        if self._failed is not None:
+            raise RuntimeError(f"a client failed: {self._failed!r}") from self._failed
+        return self._taken
+
+
+class Paced(Restless):
     """Does something every so many seconds, in a thread. What begins late has waited since it was due."""
 
     def __init__(self, step: Callable[[], object], every: float) -> None:
         """Begin."""
-        self._step = step
         self._every = every
-        self._ended = threading.Event()
-        self._taken: list[tuple[float, float]] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        super().__init__(step)
 
     def _run(self) -> None:
         clock = time.perf_counter
@@ -67,12 +102,6 @@ class Paced:
             self._step()
             self._taken.append((begun, clock() - begun))
             due += self._every
-
-    def end(self) -> list[tuple[float, float]]:
-        """End; return when each began and what it took, in seconds."""
-        self._ended.set()
-        self._thread.join()
-        return self._taken
 
 
 def ignore(oids: Sequence[bytes]) -> None:

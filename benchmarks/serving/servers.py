@@ -10,24 +10,61 @@ from pathlib import Path
 from typing import Any
 
 from durus.connection import Connection
+from durus.storage import Storage
 from durus.storage_server import StorageServer
 
 from benchmarks.method.facts import quiet_durus
+from benchmarks.method.usage import memory
 from benchmarks.method.workers import Worker
-from benchmarks.objects.records import build
+from benchmarks.objects.records import build, fill
 from benchmarks.objects.shapes import build_shapes
 from benchmarks.peers.durus import OPENERS, OURS, ours
+from benchmarks.serving.littered import litter
+from berkeleydb_storage import GarbageThread
 from berkeleydb_storage.server import Server
 from berkeleydb_storage.transport.tls import ServerCertificates
 
-BUILDERS: dict[str, Callable[[Connection, int], None]] = {"items": build, "shapes": build_shapes}
-"""What a storage is filled with."""
+
+def _through(builder: Callable[[Connection, int], None]) -> Callable[[Storage, int], None]:
+    return lambda storage, count: builder(Connection(storage), count)
 
 
-class OurServer:
+def _nothing(storage: Storage, count: int) -> None:
+    """Leave it as it is."""
+
+
+BUILDERS: dict[str, Callable[[Storage, int], None]] = {
+    "items": _through(build),
+    "shapes": _through(build_shapes),
+    "records": fill,
+    "litter": litter,
+    "": _nothing,
+}
+"""What a storage is filled with; with nothing where it is there."""
+
+
+class Serving:
+    """What all servers tell."""
+
+    def port(self) -> int:
+        """Return where it listens."""
+        raise NotImplementedError
+
+    def place(self) -> int:
+        """Return the same."""
+        return self.port()
+
+    def peak(self) -> float:
+        """Return the highest memory of this process so far, in MB."""
+        return memory()[1]
+
+
+class OurServer(Serving):
     """Ours, durable, with the default policies."""
 
-    def __init__(self, path: str, objects: int, contents: str = "items", certificate: str = "") -> None:
+    def __init__(
+        self, path: str, objects: int, contents: str = "items", certificate: str = "", at_once: bool = False
+    ) -> None:
         """Serve a storage on a port of loopback, and over TLS if there is a certificate with its key.
 
         Args:
@@ -35,9 +72,11 @@ class OurServer:
             objects: how many to make.
             contents: of what kind: a name of `BUILDERS`.
             certificate: a file with both.
+            at_once: whether garbage is collected without a grace.
         """
-        self._storage = ours(Path(path))
-        BUILDERS[contents](Connection(self._storage), objects)
+        options = {"garbage_collection": GarbageThread(grace=0)} if at_once else {}
+        self._storage = ours(Path(path), **options)
+        BUILDERS[contents](self._storage, objects)
         pair = ServerCertificates(certificate, certificate) if certificate else None
         scheme = "tls://" if certificate else ""
         self._server = Server(self._storage, f"{scheme}127.0.0.1:0", certificates=pair)
@@ -58,7 +97,7 @@ class OurServer:
         self._storage.close()
 
 
-class DurusServer:
+class DurusServer(Serving):
     """Durus' own."""
 
     def __init__(self, name: str, path: str, objects: int, contents: str = "items") -> None:
@@ -72,8 +111,8 @@ class DurusServer:
         """
         quiet_durus()
         storage = OPENERS[name](Path(path))
-        BUILDERS[contents](Connection(storage), objects)
-        self._port = _free_port()
+        BUILDERS[contents](storage, objects)
+        self._port = free_port()
         server = StorageServer(storage, host="127.0.0.1", port=self._port)
         listening = server.address.get_listening_socket()
         server.address.get_listening_socket = lambda: listening
@@ -88,7 +127,8 @@ class DurusServer:
         os._exit(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
