@@ -27,7 +27,7 @@ DIGITS = 6
 
 
 class BadResults(Exception):
-    """Raised when a file is not what we wrote, or does not fit to what is measured; the message names it and what to do."""
+    """Raised when a file is not what we wrote, or of something else; the message names it and what to do."""
 
 
 @dataclass
