@@ -9,7 +9,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.method import results
 from benchmarks.method.busy import Busy
-from benchmarks.method.compare import Change, Verdict, compare, figure_direction, is_ours, text
+from benchmarks.method.compare import Change, Verdict, compare, text
+from benchmarks.method.judging import higher_is_better, is_ours
 from benchmarks.method.measure import Chart, Figure, Result, Spread
 from benchmarks.method.results import BadResults, Part, Run
 
@@ -141,12 +142,14 @@ def test_nothing_and_something():
         ({"title": "encrypted / plain", "most": 1.5}, False),
         ({"title": "anything", "least": 1.5}, True),
         ({"title": "loads", "unit": "loads/s"}, True),
+        ({"title": "loads/s, ours / Durus' server, 1 client"}, True),
+        ({"title": "p99, ours / Durus' server, 1 client"}, False),
         ({"title": "longest", "unit": "ms"}, False),
         ({"title": "longest"}, None),
     ],
 )
 def test_which_way_a_figure_is_better(figure, higher):
-    assert figure_direction(Figure(value=Spread.of([1.0]), **figure)) is higher
+    assert higher_is_better(Figure(value=Spread.of([1.0]), **figure)) is higher
 
 
 def test_which_rows_are_ours():

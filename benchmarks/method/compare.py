@@ -5,7 +5,7 @@ A number has changed where both are so:
 - its median is at least `LEAST` better or worse; where it was measured once, `ONCE`;
 - the intervals of both medians do not meet: `median ± WIDTH · (upper quartile - lower quartile) / √rounds`, or from
   quartile to quartile where that is more, and `DRIFT` of the median on both sides: what two runs differ by, and the
-  rounds of none show.
+  rounds of none show. The constants are in `judging`.
 
 How often that is wrong, `tests/test_bench_compare.py` measures with made-up numbers. Only ours count: rows that name
 "ours" (all rows of a table that has no such row) and figures. Where `ENOUGH` others are in the same table, what they
@@ -24,22 +24,13 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.method.facts import MACHINE, differing
-from benchmarks.method.measure import Figure, Result, Row, Spread
+from benchmarks.method.judging import LEAST, differ, higher_is_better, is_ours, is_rate, is_steady
+from benchmarks.method.measure import Result, Row, Spread
 from benchmarks.method.report import number
 from benchmarks.method.results import BadResults, Part, Run, merged, read
 
-LEAST = 0.05
-"""Share of the median below which nothing is reported."""
-ONCE = 0.3
-"""The same, of times that were measured once: what they differ by themselves is not known."""
-WIDTH = 1.57
-"""Of the interval of a median, in quartile ranges over the root of the rounds: that of the notches of box plots."""
-DRIFT = 0.02
-"""Share of a median that one run may be off as a whole."""
 ENOUGH = 3
 """Others in a table, to know what the machine changed."""
-STEADY = ("MB", "bytes", "syncs", "reads", "objects")
-"""Words of columns whose numbers do not differ by themselves."""
 
 
 class Verdict(Enum):
@@ -60,7 +51,7 @@ class Change:
     """Row and column, or the title of the figure."""
     old: Spread
     new: Spread
-    higher_is_better: bool | None
+    more_is_better: bool | None
     """None where nobody knows."""
     machine: float = 1.0
     """What others in the same table changed by."""
@@ -72,53 +63,16 @@ class Change:
 
     def verdict(self, least: float = LEAST) -> Verdict:
         """Return what became of it."""
-        if abs(self.share) < self._least(least) or _meet(_times(self.old, self.machine), self.new):
+        if not differ(_times(self.old, self.machine), self.new, is_steady(self.what), least):
             return Verdict.SAME
-        if self.higher_is_better is None:
+        if self.more_is_better is None:
             return Verdict.CHANGED
-        return Verdict.BETTER if (self.share > 0) == self.higher_is_better else Verdict.WORSE
-
-    def _least(self, least: float) -> float:
-        once = min(self.old.rounds, self.new.rounds) == 1
-        return max(least, ONCE) if once and not _steady(self.what) else least
+        return Verdict.BETTER if (self.share > 0) == self.more_is_better else Verdict.WORSE
 
 
 def _times(spread: Spread, factor: float) -> Spread:
     numbers = (spread.median, spread.lower, spread.upper, spread.lowest, spread.highest)
     return Spread(*(each * factor for each in numbers), spread.rounds)
-
-
-def _meet(one: Spread, other: Spread) -> bool:
-    """Tell whether the medians may be the same."""
-    (_, high), (low, _) = sorted([_interval(one), _interval(other)])
-    return high >= low
-
-
-def _interval(spread: Spread) -> tuple[float, float]:
-    half = WIDTH * (spread.upper - spread.lower) / spread.rounds**0.5
-    off = DRIFT * abs(spread.median)
-    return min(spread.lower, spread.median - half) - off, max(spread.upper, spread.median + half) + off
-
-
-def is_ours(name: str) -> bool:
-    """Tell whether a row is about this package."""
-    return any(part.split(" ")[0] in ("ours", "our") for part in name.split(", "))
-
-
-def _rate(name: str) -> bool:
-    return name.endswith(("/s", "a second"))
-
-
-def figure_direction(figure: Figure) -> bool | None:
-    """Tell whether more is better; None where nobody knows."""
-    if figure.least is not None or figure.most is not None:
-        return figure.least is not None
-    if _rate(figure.unit):
-        return True
-    above, divided, below = figure.title.rpartition(" / ")
-    if not divided:
-        return False if figure.unit else None
-    return None if is_ours(below) == is_ours(above) else is_ours(below)
 
 
 def changes(old: Result, new: Result) -> Iterator[Change]:
@@ -131,18 +85,14 @@ def changes(old: Result, new: Result) -> Iterator[Change]:
     for figure in new.figures:
         if figure.title in figures:
             value = figures[figure.title].value
-            yield Change(new.name, figure.title, value, figure.value, figure_direction(figure))
+            yield Change(new.name, figure.title, value, figure.value, higher_is_better(figure))
 
 
 def _of_row(old: Result, new: Result, before: Row, after: Row) -> Iterator[Change]:
     for column, spread in after.values.items():
         if column in before.values:
-            machine = 1.0 if _steady(column) else _machine(old, new, column)
-            yield Change(new.name, f"{after.name}: {column}", before.values[column], spread, _rate(column), machine)
-
-
-def _steady(what: str) -> bool:
-    return any(word in STEADY for word in what.split())
+            machine = 1.0 if is_steady(column) else _machine(old, new, column)
+            yield Change(new.name, f"{after.name}: {column}", before.values[column], spread, is_rate(column), machine)
 
 
 def _machine(old: Result, new: Result, column: str) -> float:

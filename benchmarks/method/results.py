@@ -6,14 +6,14 @@
              "figures": [{"title", "value": spread, "unit", "least", "most", "met"}], "notes": [text],
              "charts": [{"name", "title", "x", "y", "series": {name: [[x, y]]}}]}]}]}]}
 
-A spread is {"median", "lower", "upper", "lowest", "highest", "rounds"}. The numbers have 6 digits.
+A spread is [median, lower quartile, upper quartile, lowest, highest, rounds]. The numbers have 6 digits.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from benchmarks.method.facts import differing
 from benchmarks.method.measure import Chart, Figure, Result, Row, Spread
 
 FORMAT = 1
+DEEP = 8
+"""Level from which on JSON is in one line: that of a row."""
 DIGITS = 6
 """Digits of a number that are kept."""
 
@@ -67,7 +69,7 @@ def write(path: Path, runs: Sequence[Run]) -> None:
     """
     found = {"format": FORMAT, "runs": [run.as_json() for run in runs]}
     beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(_dumped(found) + "\n", encoding="utf-8")
     beside.replace(path)
 
 
@@ -124,16 +126,39 @@ def merged(runs: Sequence[Run]) -> dict[str, tuple[Result, Part, Run]]:
     return {result.name: (result, part, run) for run in runs for part in run.parts for result in part.results}
 
 
+def _dumped(value: Any, level: int = 0) -> str:
+    """Return it as JSON, a line for each row, figure and chart: so that two files can be compared by eye."""
+    if not isinstance(value, dict | list) or not value or level >= DEEP:
+        return json.dumps(value, ensure_ascii=False)
+    new = "\n" + " " * (level + 1)
+    if isinstance(value, dict):
+        inside = [f"{json.dumps(name, ensure_ascii=False)}: {_dumped(each, level + 1)}" for name, each in value.items()]
+        return f"{{{new}{f',{new}'.join(inside)}{new[:-1]}}}"
+    return f"[{new}{f',{new}'.join(_dumped(each, level + 1) for each in value)}{new[:-1]}]"
+
+
 def _part(part: Part) -> dict[str, Any]:
     busy = part.busy.as_json() if part.busy else None
     return {"part": part.name, "began": part.began, "busy": busy, "results": [_result(each) for each in part.results]}
 
 
 def _result(result: Result) -> dict[str, Any]:
-    found = _short(asdict(result))
-    for figure, described in zip(result.figures, found["figures"], strict=True):
-        described["met"] = figure.met
-    return {name: value for name, value in found.items() if value or name != "charts"}
+    rows = [
+        {
+            "name": row.name,
+            "about": row.about,
+            "values": {column: _numbers(each) for column, each in row.values.items()},
+        }
+        for row in result.rows
+    ]
+    figures = [asdict(figure) | {"value": _numbers(figure.value), "met": figure.met} for figure in result.figures]
+    charts = [_short(asdict(chart)) for chart in result.charts]
+    found = {"name": result.name, "what": result.what, "rows": rows, "figures": figures, "notes": result.notes}
+    return found | ({"charts": charts} if charts else {})
+
+
+def _numbers(spread: Spread) -> list[float]:
+    return [_short(each) for each in astuple(spread)]
 
 
 def _short(value: Any) -> Any:
@@ -167,11 +192,11 @@ def _read_result(found: dict[str, Any]) -> Result:
 
 
 def _spreads(found: dict[str, Any]) -> dict[str, Spread]:
-    return {column: Spread(**spread) for column, spread in found.items()}
+    return {column: Spread(*spread) for column, spread in found.items()}
 
 
 def _figure(found: dict[str, Any]) -> Figure:
-    return Figure(found["title"], Spread(**found["value"]), found["unit"], found["least"], found["most"])
+    return Figure(found["title"], Spread(*found["value"]), found["unit"], found["least"], found["most"])
 
 
 def _chart(found: dict[str, Any]) -> Chart:

@@ -98,7 +98,7 @@ def rows(result: Result, contestants: Sequence[Contestant], found: Found, unit: 
         numbers = found[each.name]
         columns = {
             unit: numbers["rate"],
-            "slowest client": numbers["slowest"],
+            f"slowest client's {unit}": numbers["slowest"],
             "p50 µs": numbers["p50"],
             "p99 µs": numbers["p99"],
         }

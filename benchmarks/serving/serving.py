@@ -144,8 +144,8 @@ def _loads(field: Field, contestants: list[Contestant], number: int, sizes: Size
     rows(result, contestants, found, "loads/s")
     theirs, mine, old = (found[each.name]["rate"] for each in contestants)
     goal = {1: 2.0, 8: 1.6}.get(number)
-    result.figure(f"ours / Durus, {clients(number)}", ratios(mine, theirs), least=goal)
-    result.figure(f"ours with Durus' client / Durus, {clients(number)}", ratios(old, theirs))
+    result.figure(f"loads/s, ours / Durus, {clients(number)}", ratios(mine, theirs), least=goal)
+    result.figure(f"loads/s, ours with Durus' client / Durus, {clients(number)}", ratios(old, theirs))
     p99 = ratios(found[contestants[1].name]["p99"], found[contestants[0].name]["p99"])
     result.figure(f"p99, ours / Durus, {clients(number)}", p99)
     return result
@@ -198,7 +198,7 @@ def _compared(result: Result, pair: list[Contestant], found: Found, goal: float 
     rows(result, pair, found, "commits/s")
     theirs, mine = (found[each.name] for each in pair)
     about = result.name.partition(", ")[2]
-    result.figure(f"ours / Durus, {about}", ratios(mine["rate"], theirs["rate"]), least=goal)
+    result.figure(f"commits/s, ours / Durus, {about}", ratios(mine["rate"], theirs["rate"]), least=goal)
     result.figure(f"p99, ours / Durus, {about}", ratios(mine["p99"], theirs["p99"]))
     return result
 

@@ -69,7 +69,7 @@ def _generated(directory: Path, count: int, rounds: int) -> Result:
     _figures(result, found[OURS], count)
     result.figure("time, FileStorage / ours", ratios(found[WRITTEN]["seconds"], found[OURS]["seconds"]))
     result.figure("time, ours / bare Berkeley DB", ratios(found[OURS]["seconds"], found[BARE]["seconds"]))
-    result.figure("random loads, ours / FileStorage", ratios(found[OURS]["loads"], found[WRITTEN]["loads"]))
+    result.figure("random loads/s, ours / FileStorage", ratios(found[OURS]["loads"], found[WRITTEN]["loads"]))
     return result
 
 
@@ -95,7 +95,7 @@ def _copied(directory: Path, count: int, rounds: int) -> Result:
         reader_MB=rates["peak"],
     )
     _figures(result, found[OURS], count)
-    result.figure("random loads, ours / FileStorage", ratios(found[OURS]["loads"], rates["again"]))
+    result.figure("random loads/s, ours / FileStorage", ratios(found[OURS]["loads"], rates["again"]))
     return result
 
 
