@@ -334,8 +334,9 @@ def test_a_file_storage_beside_it(place, capsys):
 
 
 def test_a_try_that_hangs_or_crashes_is_told(monkeypatch):
-    monkeypatch.setattr("damage.PATIENCE", 0.2)
     reader, _writer = os.pipe()
-    assert tried(lambda: os.read(reader, 1)) == HANGS
+    with monkeypatch.context() as impatient:
+        impatient.setattr("damage.PATIENCE", 0.2)
+        assert tried(lambda: os.read(reader, 1)) == HANGS
     assert tried(lambda: 1 / 0).startswith(CRASHED)
     assert tried(lambda: "well") == "well"

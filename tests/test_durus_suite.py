@@ -1,5 +1,6 @@
 """Durus' own tests, unchanged, with storages of ours in the place of Durus'; they come from its source archive."""
 
+import functools
 import gc
 import importlib.util
 import os
@@ -89,6 +90,7 @@ def import_suite(name):
     return module
 
 
+@functools.cache  # a module that is imported anew has other classes, which the old ones cannot pickle
 def suite():
     """Return every test of the suite as a parameter: (module, class, name of the test)."""
     if SOURCE is None:

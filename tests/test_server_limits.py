@@ -1,6 +1,7 @@
 """Clients that take up too much: time, memory, connections. They are hung up on; the others do not notice."""
 
 import gc
+import math
 import resource
 import socket
 import struct
@@ -86,16 +87,16 @@ def test_durus_requests_that_never_end(caplog, monkeypatch, begun):
 
 
 @pytest.mark.parametrize(
-    "begun",
+    ("begun", "idle"),
     [
-        pytest.param(b"\0", id="header"),
-        pytest.param(b"\0\0\0\x09L", id="load"),
-        pytest.param(struct.pack(">LB", 1 << 20, protocol.COMMIT) + bytes(60_000), id="commit"),
+        pytest.param(b"\0", 2, id="header"),
+        pytest.param(b"\0\0\0\x09L", math.inf, id="load"),
+        pytest.param(struct.pack(">LB", 1 << 20, protocol.COMMIT) + bytes(60_000), math.inf, id="commit"),
     ],
 )
-def test_frames_that_never_end(caplog, monkeypatch, begun):
+def test_frames_that_never_end(caplog, monkeypatch, begun, idle):
     """Of the first kind the timer runs only from the fifth byte on: before that it is no request, and holds nothing."""
-    with house(caplog, monkeypatch, limits=limits(handshake=30, idle=0.4)) as one:
+    with house(caplog, monkeypatch, limits=limits(handshake=30, idle=idle)) as one:
         clients = [one.extended() for _ in range(30)]
         for client in clients:
             client.send(begun)

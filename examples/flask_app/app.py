@@ -9,6 +9,8 @@ time, one of them gets a conflict, and is simply done again.
 """
 
 import os
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +31,8 @@ PAGE = """<!doctype html>
 SHOWN = 20
 ATTEMPTS = 50
 """At one transaction: all visitors change the same counter. A full disk refuses a commit by a conflict, too."""
+PAUSE = 0.1
+"""Seconds between two attempts, at most: those who wait for different times get out of each other's way."""
 
 Result = TypeVar("Result")
 
@@ -58,6 +62,7 @@ def transaction(work: Callable[[Any], Result]) -> Result:
                 if not left:
                     raise
                 connection.abort()
+                time.sleep(random.uniform(0, min(PAUSE, 0.001 * 2 ** (ATTEMPTS - left))))
 
 
 @app.get("/")
