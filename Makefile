@@ -9,7 +9,7 @@ JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-azurite check bench wheel clean set-up set-up-dev
+.PHONY: help demo test test-slow test-azurite check bench bench-full wheel clean set-up set-up-dev set-up-bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/    make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -33,8 +33,11 @@ check: set-up-dev ## run the linter, the formatter and the type checker; they ch
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 
-bench: set-up ## measure the package beside its peers
+bench: set-up-bench ## set up with its peers, then measure the package beside them (minutes)
 	@$(RUN) -m benchmarks $(ARGS)
+
+bench-full: set-up-bench ## the same with the sizes that are reported (an hour or more)
+	@$(RUN) -m benchmarks --full $(ARGS)
 
 wheel: set-up-dev ## build dist/*.whl
 	@rm -rf build dist
@@ -49,3 +52,6 @@ set-up:
 
 set-up-dev:
 	@scripts/setup.sh dev
+
+set-up-bench:
+	@scripts/setup.sh bench

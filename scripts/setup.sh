@@ -2,7 +2,8 @@
 # Sets up what is missing: the headers of Berkeley DB and of Python and a compiler, by the system's package manager; the
 # virtual environment .venv; in it this project and what it needs. Does nothing when everything is there.
 #
-#   scripts/setup.sh [run|dev]     run (the default): what the demo needs; dev: what the tests and checks need, too
+#   scripts/setup.sh [run|dev|bench]     run (the default): what the demo needs; dev: what the tests and checks need,
+#                                        too; bench: the peers that the benchmarks measure, too, as far as they can be had
 #
 # In the environment, PYTHON: the interpreter, 3.10 or later, python3 by default; BERKELEYDB_DIR: where Berkeley DB is, if
 # not where the system has it.
@@ -141,20 +142,60 @@ make_environment() {
     "$python" -m venv --clear $venv
 }
 
-install_project() {
-    local what=.
-    [ "$extras" = dev ] && what='.[dev]'
-    say "installing the project and what it needs, which compiles two modules the first time: pip install -e '$what'"
-    rm -f "$stamp".*
-    if ! $venv/bin/python -m pip install --disable-pip-version-check --no-input -e "$what" >"$log" 2>&1 </dev/null; then
-        tail -n 25 "$log" >&2
-        fail "pip failed; above is the end of what it said, all of it is in $log"
-    fi
-    if [ "$extras" = dev ]; then state run >"$stamp.run"; fi
-    state "$extras" >"$stamp.$extras"
+install() {
+    $venv/bin/python -m pip install --disable-pip-version-check --no-input "$@" >>"$log" 2>&1 </dev/null
 }
 
-case $extras in run | dev) ;; *) fail "scripts/setup.sh takes run or dev, not $extras" ;; esac
+# $1: what is to be there afterwards; the others that were are there still.
+install_project() {
+    local what=. others='' each
+    [ "$1" = run ] || what=".[$1]"
+    for each in run dev bench; do
+        if is_fresh $each; then others="$others $each"; fi
+    done
+    say "installing the project and what it needs, which compiles two modules the first time: pip install -e '$what'"
+    rm -f "$stamp".*
+    : >"$log"
+    if ! install -e "$what"; then
+        if [ "$1" = bench ] && install -e .; then
+            install_one_by_one "$1"
+        else
+            tail -n 25 "$log" >&2
+            fail "pip failed; above is the end of what it said, all of it is in $log"
+        fi
+    fi
+    for each in run "$1" $others; do
+        state "$each" >"$stamp.$each"
+    done
+}
+
+# Together they cannot be installed: whoever can be is measured.
+install_one_by_one() {
+    local requirement missing=''
+    while read -r requirement; do
+        install "$requirement" || missing="$missing, ${requirement%%[<>=!~ ]*}"
+    done < <(requirements "$1")
+    if [ -n "$missing" ]; then
+        say "the benchmarks go without what could not be installed: ${missing#, }"
+        say "why is in $log; to try again: rm $stamp.$1"
+    fi
+}
+
+# What an extra of the project asks for here, a line each.
+requirements() {
+    $venv/bin/python - "$1" <<'END'
+import sys
+from importlib.metadata import requires
+
+from pip._vendor.packaging.requirements import Requirement
+
+for found in map(Requirement, requires("durus-berkeleydbstorage")):
+    if found.marker and found.marker.evaluate({"extra": sys.argv[1]}) and not found.marker.evaluate({"extra": ""}):
+        print(found.name, found.specifier, sep="")
+END
+}
+
+case $extras in run | dev | bench) ;; *) fail "scripts/setup.sh takes run, dev or bench, not $extras" ;; esac
 command -v "$python" >/dev/null || fail "there is no $python: install Python 3.10 or later, or name it with PYTHON=…"
 interpreter=$(identity "$python" 2>/dev/null) ||
     fail "$python is not Python 3.10 or later (${interpreter%% *}): name one with PYTHON=…"
@@ -163,5 +204,5 @@ started=$SECONDS
 python=$("$python" -I -c 'import sys; print(sys._base_executable)')
 prepare_system
 make_environment
-install_project
+install_project "$extras"
 say "done in $((SECONDS - started)) s"
