@@ -13,7 +13,17 @@ from benchmarks.growth import growing
 from benchmarks.method.measure import Result
 from benchmarks.oo7 import oo7
 from benchmarks.serving import serving, serving_more
-from benchmarks.work import building, committing, encrypting, loading, migrating, opening
+from benchmarks.work import (
+    building,
+    committing,
+    encrypting,
+    halving,
+    loading,
+    migrating,
+    opening,
+    traversing,
+    updating,
+)
 
 TINY, QUICK, FULL = "tiny", "quick", "full"
 """So small that the numbers mean nothing; minutes; what is reported."""
@@ -33,6 +43,9 @@ PARTS: dict[str, Part] = {
     "build": Part(building.building, building.SIZES),
     "load": Part(loading.load, loading.SIZES),
     "commit": Part(committing.commit, committing.SIZES),
+    "update": Part(updating.update, updating.SIZES),
+    "halve": Part(halving.halve, halving.SIZES),
+    "traverse": Part(traversing.traverse, traversing.SIZES),
     "oo7": Part(oo7.oo7, oo7.SIZES),
     "growth": Part(growing.growing, growing.SIZES),
     "open": Part(opening.open, opening.SIZES),
@@ -50,7 +63,7 @@ PARTS: dict[str, Part] = {
     "serve-tls": Part(serving_more.tls, serving.SIZES),
 }
 
-COMPARED = ["build", "oo7", "load", "commit", "open", "growth"]
+COMPARED = ["build", "load", "commit", "update", "halve", "open", "traverse", "oo7", "growth"]
 """What is run where no name is given: ours beside everyone else."""
 GROUPS = {
     "compared": COMPARED,

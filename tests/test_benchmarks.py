@@ -25,6 +25,7 @@ from benchmarks.method.workers import Worker, together
 from benchmarks.objects.graphs import ROOT, Graph
 from benchmarks.objects.records import fill, records
 from benchmarks.objects.shapes import GOES_THROUGH, build_shapes
+from benchmarks.peers.durus import DurusDatabase
 from benchmarks.serving.clients import Client, Paced
 from benchmarks.serving.crowd import summed
 from benchmarks.serving.proxy import Proxy
@@ -193,7 +194,7 @@ def test_rates_are_added_and_quantiles_are_of_everything():
 
 def test_shapes_are_gone_through_whole(tmp_path):
     with BerkeleyDBStorage(tmp_path, durable=False) as storage:
-        build_shapes(Connection(storage), 1234)
+        build_shapes(DurusDatabase(storage), 1234)
         for shape, walk in GOES_THROUGH.items():
             visited = list(walk(Connection(storage).get_root()[shape]))
             assert len(visited) == len(set(visited)) >= 1233, shape

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
 
-from durus.btree import BTree
-from durus.connection import Connection
-
-from benchmarks.objects.durus_classes import Folder, Item, Node
+from benchmarks.objects.model import Folder, Node
 from benchmarks.objects.records import FOLDER
+from benchmarks.peers.contract import Database
 
 FAN = 10
 """Children of a node of the tree."""
@@ -16,23 +16,23 @@ FAN = 10
 FLAT, BTREE, TREE = "flat list", "BTree", "tree"
 
 
-def build_shapes(connection: Connection, count: int) -> None:
+def build_shapes(database: Database, count: int) -> None:
     """Store each of the shapes with about `count` objects; those of one shape have oids one after the other."""
-    root = connection.get_root()
-    root[FLAT] = Folder([Item(n) for n in range(count - 1)])
-    connection.commit()
-    root[BTREE] = btree = BTree()
+    classes, root = import_module(f"benchmarks.objects.{database.toolkit}_classes"), database.root
+    root[FLAT] = classes.Folder([classes.Item(n) for n in range(count - 1)])
+    database.commit()
+    root[BTREE] = btree = classes.BTree()
     for number in range(count):
-        btree[number] = Item(number)
+        btree[number] = classes.Item(number)
         if number % FOLDER == FOLDER - 1:
-            connection.commit()
-    root[TREE] = nodes = Node(0)
+            database.commit()
+    root[TREE] = nodes = classes.Node(0)
     grown = [nodes]
     for number in range(1, count):
-        child = Node(number)
+        child = classes.Node(number)
         grown[(number - 1) // FAN].children.append(child)
         grown.append(child)
-    connection.commit()
+    database.commit()
 
 
 def _flat(folder: Folder) -> Iterator[object]:
@@ -40,7 +40,7 @@ def _flat(folder: Folder) -> Iterator[object]:
         yield item.number
 
 
-def _btree(btree: BTree) -> Iterator[object]:
+def _btree(btree: Any) -> Iterator[object]:
     for _, item in btree.items():
         yield item.number
 

@@ -18,7 +18,7 @@ from benchmarks.method.usage import memory
 from benchmarks.method.workers import Worker
 from benchmarks.objects.records import build, fill
 from benchmarks.objects.shapes import build_shapes
-from benchmarks.peers.durus import OPENERS, OURS, ours
+from benchmarks.peers.durus import OPENERS, OURS, DurusDatabase, ours
 from benchmarks.serving.littered import litter
 from berkeleydb_storage import GarbageThread
 from berkeleydb_storage.server import Server
@@ -35,7 +35,7 @@ def _nothing(storage: Storage, count: int) -> None:
 
 BUILDERS: dict[str, Callable[[Storage, int], None]] = {
     "items": _through(build),
-    "shapes": _through(build_shapes),
+    "shapes": lambda storage, count: build_shapes(DurusDatabase(storage), count),
     "records": fill,
     "litter": litter,
     "": _nothing,

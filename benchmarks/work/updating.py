@@ -1,86 +1,208 @@
-"""Figure 5: what is left on the disk after many updates of few objects."""
+"""Storing new versions of few objects, again and again: how much that takes on the disk, and what a pack leaves."""
 
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from durus.storage import Storage
-
-from benchmarks.method.measure import Result, progress
+from benchmarks.method.contest import Contender, Found, against, contest, rows
+from benchmarks.method.measure import Result, seconds
 from benchmarks.method.usage import disk
-from benchmarks.objects.records import fill, record
-from benchmarks.peers.durus import FILE, HANDS_OVER, NEVER_SYNCS, OPENERS, OURS, ours
+from benchmarks.peers.registry import (
+    FILE,
+    FILE2,
+    LMDB,
+    OURS,
+    RELSTORAGE,
+    SQLITE3,
+    SQLITE_STORAGE,
+    ZODB_FILE,
+    open_store,
+)
+from benchmarks.work.stores import filled, items, some
 
-OBJECTS = 10_000
-PACKED = "FileStorage, after pack()"
+PEERS = [OURS, FILE, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE, LMDB, SQLITE3]
+UPDATE, CLOSED, MOST = "µs an update", "MB on disk", "most MB on disk"
+PACK, PACKED, PACKING = "seconds of a pack", "MB on disk after it", "most MB on disk during it"
+QUARTERS = ("MB on disk after 25 %", "MB on disk after 50 %", "MB on disk after 75 %")
+LOOKS = 40
+"""How often the files are looked at meanwhile: a multiple of 4."""
+WATCH = 0.02
+"""Seconds between two looks during a pack."""
+SEED = 4
+
+Versions = dict[int, int]
+"""Number of an object -> its last version."""
 
 
-def _update(storage: Storage, updates: int, batch: int, watch: Callable[[], object]) -> None:
-    """Update random items, `batch` a commit; `watch` is called a hundred times meanwhile."""
-    items = [n for n in range(OBJECTS) if n % 1000 > 1]
-    chosen = random.Random(4)
-    every = max(batch, updates // 100 // batch * batch)
-    for first in range(0, updates, batch):
-        storage.begin()
-        for version, number in enumerate(chosen.sample(items, batch), first + 1):
-            storage.store(number.to_bytes(8, "big"), record(number, version))
-        storage.end()
-        if first % every == 0:
-            watch()
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done."""
+
+    objects: int
+    updates: int
+    batch: int
+    """Updates a commit."""
+    few: bool = False
 
 
-def update(directory: Path, updates: int) -> list[Result]:
-    """Compare sizes after updates one by one, and by the hundred."""
-    return [_compare(directory, updates, batch) for batch in (1, 100)]
+SIZES = {
+    "tiny": Sizes(1500, 8000, 100, few=True),
+    "quick": Sizes(10_000, 100_000, 1000),
+    "full": Sizes(10_000, 1_000_000, 1000),
+}
 
 
-def _compare(directory: Path, updates: int, batch: int) -> Result:
-    openers: dict[str, tuple[str, Callable[[Path], Storage]]] = {
-        FILE: (NEVER_SYNCS, OPENERS[FILE]),
-        OURS: (HANDS_OVER, lambda path: ours(path, durable=False)),
-    }
-    result = Result(
-        f"update, {batch} a commit",
-        f"{updates:,} updates of {OBJECTS:,} objects of {len(record(1))} bytes, {batch} a commit. MB on the disk in "
-        "allocated blocks (and as the files seem to be long): after closing; and the most that was seen meanwhile. "
-        "Once each: sizes hardly vary. Durability does not change them.",
-    )
-    sizes: dict[str, dict[str, float]] = {}
-    for name, (about, opener) in openers.items():
-        progress(f"update: {updates:,}, {batch} a commit: {name}")
-        path = directory / f"{name} {batch}"
-        seen: list[float] = []
+def updates(objects: int, number: int, batch: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield for each commit what it stores: numbers of items, and their new versions."""
+    chosen, all_items = random.Random(SEED), items(objects, objects)
+    for first in range(0, number, batch):
+        yield list(zip(chosen.sample(all_items, batch), range(first + 1, first + batch + 1), strict=True))
 
-        def watch(path: Path = path, seen: list[float] = seen) -> None:
-            found = disk(path)
-            seen.append(found["data"] + found["logs"])
 
-        with closing(opener(path)) as storage:
-            fill(storage, OBJECTS)
+def occupied(path: Path) -> float:
+    """Return the MB that a store takes on the disk."""
+    found = disk(path)
+    return found["data"] + found["logs"]
+
+
+class Updates(Contender):
+    """Begins with a store of some objects, and stores new versions of them."""
+
+    def __init__(self, peer: str, path: str, objects: int, number: int, batch: int) -> None:
+        """Store the objects."""
+        super().__init__(peer, path)
+        self._objects, self._number, self._batch = objects, number, batch
+        self._versions: Versions = {}
+        filled(peer, self.path, objects)
+
+    def round(self) -> dict[str, float]:
+        """Update, close and pack."""
+        found = self._updated()
+        self.verify()
+        if not is_table(self.peer):
+            found |= self._packed()
+            self.verify()
+        return found
+
+    def _updated(self) -> dict[str, float]:
+        from benchmarks.objects.records import record
+        from berkeleydb_storage.format import pack_uint64
+
+        store = open_store(self.peer, self.path)
+        taken, seen = 0.0, []
+        commits = self._number // self._batch
+        for n, changes in enumerate(updates(self._objects, self._number, self._batch), 1):
+            made = [(pack_uint64(number), record(number, version)) for number, version in changes]
             started = time.perf_counter()
-            _update(storage, updates, batch, watch)
-            taken = time.perf_counter() - started
-        watch()
-        sizes[name] = disk(path)
-        _row(result, name, about, sizes[name], most=[max(seen)], µs_an_update=[taken / updates * 1e6])
-    with closing(OPENERS[FILE](directory / f"{FILE} {batch}")) as storage:
-        storage.pack()
-    (directory / f"{FILE} {batch}.prepack").unlink()
-    sizes[PACKED] = disk(directory / f"{FILE} {batch}")
-    _row(result, PACKED, "to be called by hand; meanwhile it takes both sizes", sizes[PACKED])
-    theirs, mine = sizes[FILE], sizes[OURS]
-    result.figure("data and logs, FileStorage / ours", [theirs["data"] / (mine["data"] + mine["logs"])])
-    result.figure("data, FileStorage / ours", [theirs["data"] / mine["data"]])
-    result.figure("ours, data", [mine["data"]], unit="MB")
-    result.figure("ours, logs", [mine["logs"]], unit="MB")
-    result.figure("FileStorage", [theirs["data"]], unit="MB")
-    return result
+            store.commit(made)
+            taken += time.perf_counter() - started
+            self._versions.update(changes)
+            if n * LOOKS // commits > (n - 1) * LOOKS // commits:
+                seen.append(occupied(self.path))
+        store.close()
+        at = dict(zip(QUARTERS, (seen[len(seen) * quarter // 4 - 1] for quarter in (1, 2, 3)), strict=True))
+        closed = occupied(self.path)
+        return {UPDATE: taken / self._number * 1e6, **at, MOST: max(*seen, closed), CLOSED: closed}
+
+    def _packed(self) -> dict[str, float]:
+        store: Any = open_store(self.peer, self.path)
+        with watched(self.path) as seen:
+            taken = seconds(lambda: (pack(store.storage), shrink(self.peer, self.path, store.storage)))
+        store.close()
+        return {PACK: taken, PACKING: max(seen), PACKED: occupied(self.path)}
+
+    def verify(self) -> None:
+        """Have each object loaded.
+
+        Raises:
+            AssertionError: one is not what was stored last.
+        """
+        from benchmarks.objects.records import record
+        from berkeleydb_storage.format import pack_uint64
+
+        store = open_store(self.peer, self.path)
+        for number in items(self._objects, self._objects):
+            version = self._versions.get(number, 0)
+            if store.load(pack_uint64(number)) != record(number, version):
+                raise AssertionError(f"{self.peer} has something else than version {version} of object {number}")
+        store.close()
 
 
-def _row(result: Result, name: str, about: str, size: dict[str, float], **more: list[float]) -> None:
-    columns = {key.replace(" ", "_"): [value] for key, value in size.items()}
-    result.row(name, about, **columns, **more)
+@contextmanager
+def watched(path: Path) -> Iterator[list[float]]:
+    """Look again and again at what a store takes on the disk, from another thread; in the end that is known."""
+    seen, ended = [occupied(path)], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH):
+            with suppress(FileNotFoundError):  # a file that has just been replaced
+                seen.append(occupied(path))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+        seen.append(occupied(path))
+
+
+def is_table(peer: str) -> bool:
+    """Tell whether a peer has records that refer to nothing: it has no pack."""
+    return peer in (LMDB.name, SQLITE3.name)
+
+
+def pack(storage: Any) -> None:
+    """Pack a storage of Durus or ZODB that has made-up records."""
+    from benchmarks.growth.dropping import packer
+
+    packer(storage)()
+
+
+def shrink(peer: str, path: Path, storage: Any) -> None:
+    """Give back what the files can do without after a pack, where that is another step."""
+    if peer == OURS.name:
+        storage.compact()
+    elif peer in (SQLITE_STORAGE.name, RELSTORAGE.name):
+        from benchmarks.peers.sqlite import vacuum
+
+        vacuum(path / "main.sqlite3" if path.is_dir() else path)
+    for left in path.parent.glob("*.prepack"):
+        left.unlink()
+
+
+def update(directory: Path, sizes: Sizes) -> list[Result]:
+    """Compare sizes after updates, and what a pack leaves of them."""
+    arguments = [sizes.objects, sizes.updates, sizes.batch]
+    peers = some(PEERS, sizes.few)
+    found = contest(Updates, peers, directory, arguments, 1, warm=False, fresh=True)
+    result = Result(
+        "update",
+        f"{sizes.updates:,} updates of {sizes.objects:,} records of 142 bytes, {sizes.batch:,} a commit, chosen at "
+        "random. MB in allocated blocks, logs included: meanwhile, after closing, and after a pack with what else "
+        "gives room back (ours: compact; sqlite3: VACUUM; Durus: its old file is removed). Once each: sizes hardly "
+        "vary. What is there in the end is compared with what was stored.",
+    )
+    rows(result, peers, found)
+    for peer in PEERS[1:]:
+        result.figure(f"{CLOSED}, {peer.name} / ours", against(found, CLOSED, peer, OURS))
+    _packs(result, found)
+    return [result]
+
+
+def _packs(result: Result, found: Found) -> None:
+    packing = [peer for peer in PEERS[1:] if PACKED in found.get(peer.name, {})]
+    for peer in packing:
+        result.figure(f"{PACKED}, {peer.name} / ours", against(found, PACKED, peer, OURS))
+    result.notes.append(
+        "ours and the tables need no pack for this: nothing of an old version is left. The times are of commits of "
+        "records, without connections and pickles; see the durability of each."
+    )
