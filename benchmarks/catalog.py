@@ -12,7 +12,7 @@ from benchmarks.garbage import collecting
 from benchmarks.growth import growing
 from benchmarks.method.measure import Result
 from benchmarks.oo7 import oo7
-from benchmarks.serving import serving, serving_more
+from benchmarks.serving import beside, collecting_meanwhile, serving, serving_more
 from benchmarks.work import (
     building,
     committing,
@@ -54,6 +54,8 @@ PARTS: dict[str, Part] = {
     "migrate": Part(migrating.migrate, migrating.SIZES),
     "collect": Part(collecting.collect, collecting.SIZES),
     "backup": Part(backing.backup, backing.SIZES),
+    "serve-peers": Part(beside.beside, beside.SIZES),
+    "collect-busy": Part(collecting_meanwhile.collecting_meanwhile, collecting_meanwhile.SIZES),
     "serve-loads": Part(serving.loads, serving.SIZES),
     "serve-commits": Part(serving.commits, serving.SIZES),
     "serve-slow": Part(serving.slow, serving.SIZES),
@@ -63,7 +65,19 @@ PARTS: dict[str, Part] = {
     "serve-tls": Part(serving_more.tls, serving.SIZES),
 }
 
-COMPARED = ["build", "load", "commit", "update", "halve", "open", "traverse", "oo7", "growth"]
+COMPARED = [
+    "build",
+    "load",
+    "commit",
+    "update",
+    "halve",
+    "open",
+    "traverse",
+    "oo7",
+    "growth",
+    "serve-peers",
+    "collect-busy",
+]
 """What is run where no name is given: ours beside everyone else."""
 GROUPS = {
     "compared": COMPARED,

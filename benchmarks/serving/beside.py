@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ WAYS = [OURS, SHARED, DURUS_FILE, DURUS_FILE2, ZEO, RELSTORAGE, CYBERDB, SQLITE3
 CACHED = [ZEO, RELSTORAGE]
 """Whose clients have a cache of records."""
 SERVER_PEAK = "server's peak MB"
+
+NOTICE = 0.03
+"""Seconds from telling users what to do to when they begin, all at once."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,8 @@ Done = tuple[str, str, dict[str, float]]
 def beside(directory: Path, sizes: Sizes) -> list[Result]:
     """Compare loads, commits and both, of one client and of several."""
     with Ring(directory, sizes) as ring:
-        if sizes.rounds > 1:
-            ring.round()
         for _ in range(sizes.rounds):
-            ring.round(measured=True)
+            ring.round()
         ring.verify()
         return _results(ring.found, sizes)
 
@@ -97,12 +99,11 @@ class Ring:
         """End all."""
         self._stack.close()
 
-    def round(self, *, measured: bool = False) -> None:
+    def round(self) -> None:
         """Let users work with each way."""
         for way in present(WAYS):
-            progress(f"serve-peers: {way.name}{'' if measured else ', to warm up'}")
-            done = self._visited(way)
-            for work, name, numbers in done if measured else []:
+            progress(f"serve-peers: {way.name}")
+            for work, name, numbers in self._visited(way):
                 columns = self.found.setdefault(work, {}).setdefault(name, {})
                 for column, number in numbers.items():
                     columns.setdefault(column, []).append(number)
@@ -125,13 +126,13 @@ class Ring:
 
     def _works(self, way: Way, connected: Sequence[Worker]) -> list[Done]:
         who, window = clients(len(connected)), self._sizes.window
-        loads = columns("load", together(connected, "loads", window, False))
+        loads = columns("load", together(connected, "loads", soon(), window, False))
         found = [
             (f"loads, {who}", way.name, loads | self._peak(way)),
-            (f"commits, {who}", way.name, columns("commit", together(connected, "commits", window))),
+            (f"commits, {who}", way.name, columns("commit", together(connected, "commits", soon(), window))),
         ]
         if way in CACHED:
-            loads = columns("load", together(connected, "loads", window, True))
+            loads = columns("load", together(connected, "loads", soon(), window, True))
             found.append((f"loads, {who}", from_cache(way).name, loads))
         if len(connected) > 1:
             found.append((f"both, {who}", way.name, _both(connected, window)))
@@ -162,6 +163,11 @@ def entered(stack: ExitStack, started: dict[str, Worker]) -> dict[str, Worker]:
     return {name: worker.__enter__() for name, worker in started.items()}
 
 
+def soon() -> float:
+    """Return when all users can have begun, by the clock of all processes."""
+    return time.perf_counter() + NOTICE
+
+
 def columns(thing: str, measured: Sequence[Measured]) -> dict[str, float]:
     """Return what users did as the columns of a row."""
     numbers = summed(measured)
@@ -175,8 +181,9 @@ def columns(thing: str, measured: Sequence[Measured]) -> dict[str, float]:
 
 def _both(connected: Sequence[Worker], window: float) -> dict[str, float]:
     """Let each second user load, and the others commit."""
+    at = soon()
     for number, user in enumerate(connected):
-        user.start("works", window, number % 2 == 1)
+        user.start("works", at, window, number % 2 == 1)
     measured = [user.wait() for user in connected]
     return columns("load", measured[::2]) | columns("commit", measured[1::2])
 

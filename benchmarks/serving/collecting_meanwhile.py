@@ -18,10 +18,9 @@ from benchmarks.serving.collectors import Collector, DurusPack, OurPack, Ours, Z
 from benchmarks.serving.crowd import spread
 from benchmarks.serving.littered import DURUS, FIRST, ZODB, items, littered
 from benchmarks.serving.stores import Place
-from benchmarks.serving.users import User
 from benchmarks.serving.ways import DURUS_FILE, DURUS_FILE2, OURS, RELSTORAGE, ZEO, Way
 
-SETTLE = 0.2
+SETTLE = 0.1
 """Seconds of work before anything counts."""
 RESTLESS, STEADY = "without a rest", "steadily"
 LOAD, COMMIT = 0.005, 0.02
@@ -86,8 +85,8 @@ class Sizes:
 
 SIZES = {
     "tiny": Sizes(600, 2, 3, 0.05, 0.1, 1),
-    "quick": Sizes(10_000, 8, 20, 0.4, 1.0, 1),
-    "full": Sizes(100_000, 8, 100, 3.0, 12.0, 1),
+    "quick": Sizes(4000, 8, 20, 0.3, 1.0, 1),
+    "full": Sizes(50_000, 8, 100, 3.0, 12.0, 1),
 }
 
 
@@ -105,7 +104,7 @@ def collecting_meanwhile(directory: Path, sizes: Sizes) -> list[Result]:
                     trial = Trial(each, directory, working, holder, sizes)
                     for column, number in trial.run(usage).items():
                         rows_found.setdefault(each.name, {}).setdefault(column, []).append(number)
-    return [_result(usage, found[usage], sizes) for usage in found]
+    return [_result(usage, thing, found[usage], sizes) for usage in found for thing in ("commit", "load")]
 
 
 def filled(directory: Path, way: Way) -> Path:
@@ -167,14 +166,15 @@ class Trial:
     def _connected(self, place: Place, usage: str) -> dict[str, float]:
         sizes, working = self._sizes, self._working
         known = items(sizes.live)
+        given = self._way.store, place, self._path, self._collecting.kind, self._holder
+        starting = Worker(self._collecting.how, *given)
         together(working, "connect", self._way.store, place, FIRST, len(known), self._collecting.kind)
         together(working, "prepare", sizes.users, sizes.own, 0)
-        given = self._way.store, place, self._path, self._collecting.kind, self._holder
-        with Worker(self._collecting.how, *given) as collector:
+        with starting as collector:
             found = self._observed(collector, usage)
-            self._verify(place)
-            found["garbage left"] = collector.call("left")
+        changed = [each for user in working for each in user.call("changed")]
         together(working, "disconnect")
+        self._verify(place, changed)
         return found
 
     def _observed(self, collector: Worker, usage: str) -> dict[str, float]:
@@ -192,20 +192,32 @@ class Trial:
             alone = [lasted for begun, lasted in every if begun >= before and begun + lasted <= after]
             meanwhile = [lasted for begun, lasted in every if begun + lasted > began and begun < ended]
             found |= noticed(thing, alone, meanwhile)
-        return found | {"seconds until collected": ended - began, ENDED: float(done)}
+        left = plausible(collector.call("left"), done)
+        return found | {"seconds until collected": ended - began, "garbage left": left, ENDED: float(done)}
 
-    def _verify(self, place: Place) -> None:
-        changed = [each for user in self._working for each in user.call("changed")]
-        with Worker(User, 0) as user:
-            user.call("connect", self._way.store, place, FIRST, 1, self._collecting.kind)
-            user.call("verify", changed)
-            user.call("disconnect")
+    def _verify(self, place: Place, changed: list[list[int]]) -> None:
+        """Let one of the users make sure that all that was committed is there, by a connection of its own."""
+        user = self._working[0]
+        user.call("connect", self._way.store, place, FIRST, 1, self._collecting.kind)
+        user.call("verify", changed)
+        user.call("disconnect")
 
 
 def _doing(number: int, usage: str) -> tuple[bool, float]:
     """Return what one of the users does: whether it commits, and how often."""
     committing = number % 2 == 1
     return committing, 0.0 if usage == RESTLESS else COMMIT if committing else LOAD
+
+
+def plausible(left: int, done: bool) -> int:
+    """Return how much garbage is left.
+
+    Raises:
+        AssertionError: what should stay was collected, or garbage is left of a collection that is done.
+    """
+    if left < 0 or (done and left):
+        raise AssertionError(f"{left} objects more than should be are there; the collection was done: {done}")
+    return left
 
 
 def noticed(thing: str, alone: Sequence[float], meanwhile: Sequence[float]) -> dict[str, float]:
@@ -216,18 +228,18 @@ def noticed(thing: str, alone: Sequence[float], meanwhile: Sequence[float]) -> d
     """
     if not (alone and meanwhile):
         raise AssertionError(f"{len(alone)} {thing}s were done without a collection, {len(meanwhile)} with one")
-    without, with_it = spread(alone), spread(meanwhile)
+    without, together_with = spread(alone), spread(meanwhile)
     found = {}
     for quantile, name in (("p50", "p50"), ("p99", "p99"), ("max", "longest")):
-        found[f"{name} ms a {thing}, without"] = without[quantile] * 1e3
-        found[f"{name} ms a {thing}, with"] = with_it[quantile] * 1e3
-    return found | {f"p99 of {thing}s, with / without": with_it["p99"] / without["p99"]}
+        found[f"{name} ms a {thing}"] = without[quantile] * 1e3
+        found[f"{name} ms a {thing}, collecting"] = together_with[quantile] * 1e3
+    return found | {f"p99 of {thing}s, collecting / not": together_with["p99"] / without["p99"]}
 
 
-def _result(usage: str, found: Found, sizes: Sizes) -> Result:
+def _result(usage: str, thing: str, found: Found, sizes: Sizes) -> Result:
     half = clients(sizes.users // 2)
     result = Result(
-        f"collect-busy, {usage}",
+        f"collect-busy, {thing}s, {usage}",
         f"{sizes.live:,} objects stay, and half as many become garbage by one commit; half of those that stay are "
         f"items, the others and the garbage trees with pointers to the parents. {half} load items, {half} commit new "
         f"versions of items, one a commit, {HOW[usage]}; {sizes.before:g} s without a collection, and then from the "
@@ -235,12 +247,16 @@ def _result(usage: str, found: Found, sizes: Sizes) -> Result:
         "ZODB as pickles. Verified: each record that was loaded, each object that was committed, and the number of "
         "objects that are left.",
     )
+    other = {"load": "commit", "commit": "load"}[thing]
+    shown = {
+        name: {column: series for column, series in columns.items() if column != ENDED and other not in column}
+        for name, columns in found.items()
+    }
+    rows(result, ALL, shown)
     for name in (name for name, columns in found.items() if min(columns[ENDED]) == 0):
         result.notes.append(f"{name}: the collection did not end within {sizes.limit:g} s")
-    rows(result, ALL, {name: {c: s for c, s in columns.items() if c != ENDED} for name, columns in found.items()})
-    for thing in ("commits", "loads"):
-        for each in present(ALL):
-            goal = {"most": GOAL} if thing == "commits" and each.way is OURS else {}
-            column = f"p99 of {thing}, with / without"
-            result.figure(f"{column}, {each.name}", found[each.name][column], **goal)
+    for each in present(ALL):
+        goal = {"most": GOAL} if thing == "commit" and each.way is OURS else {}
+        column = f"p99 of {thing}s, collecting / not"
+        result.figure(f"{column}, {each.name}", shown[each.name][column], **goal)
     return result

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
+
+from durus.file_storage import FileStorage
+from durus.file_storage2 import FileStorage2
 
 from benchmarks.serving.littered import made
 from benchmarks.serving.stores import Client, Place, opened
@@ -47,6 +51,7 @@ class Collector:
         self._begin()
         while not (done := self._is_done()) and time.perf_counter() < began + limit:
             time.sleep(LOOK)
+        self._done = done
         return began, time.perf_counter(), done
 
     def _prepare(self) -> None:
@@ -66,6 +71,10 @@ class Collector:
     def _stored(self) -> int:
         """Return the number of objects that are there, garbage included."""
         raise NotImplementedError
+
+    def disconnect(self) -> None:
+        """Hang up."""
+        self._client.close()
 
     def close(self) -> None:
         """End, with what is still being waited for."""
@@ -96,7 +105,7 @@ class DurusPack(Collector):
     """A client asks Durus' server for a pack. It tells nobody when that is done; but it replaces its file."""
 
     def _prepare(self) -> None:
-        self._inode = self._path.stat().st_ino
+        self._inode, self._before = self._path.stat().st_ino, self._counted()
 
     def _begin(self) -> None:
         self._client.storage.pack()
@@ -105,11 +114,14 @@ class DurusPack(Collector):
         return self._path.exists() and self._path.stat().st_ino != self._inode
 
     def _stored(self) -> int:
-        from durus.file_storage import FileStorage
-        from durus.file_storage2 import FileStorage2
+        """Return all of before where it is not done, for by now it may be: nobody asks for anything."""
+        return self._counted() if self._done else self._before
 
-        kind = FileStorage2 if self._path.read_bytes()[:5] == FileStorage2.MAGIC[:5] else FileStorage
-        return sum(1 for _ in kind(str(self._path), readonly=True).gen_oid_record())
+    def _counted(self) -> int:
+        with self._path.open("rb") as file:
+            kind = FileStorage2 if FileStorage2.has_format(file) else FileStorage
+        with closing(kind(str(self._path), readonly=True)) as storage:
+            return sum(1 for _ in storage.gen_oid_record())
 
 
 class ZodbPack(Collector):

@@ -12,7 +12,7 @@ from benchmarks.objects.records import batches
 from benchmarks.peers.contract import Record
 from benchmarks.serving.littered import DURUS, ZODB, litter_batches
 from benchmarks.serving.servers import Serving, free_port
-from benchmarks.serving.stores import HOST, PASSWORD, Place, opened
+from benchmarks.serving.stores import HOST, PASSWORD, Place, opened, quiet_zeo
 
 PATIENCE = 20
 """Seconds for a server to answer."""
@@ -78,6 +78,7 @@ class ZeoServer(Serving):
         """
         import ZEO
 
+        quiet_zeo()
         filled("ZODB file", path, objects, contents)
         os.chdir(Path(path).parent)  # it leaves its configuration where it is
         (_, self._port), self._stop = ZEO.server(storage_conf=_FILE.format(path=path), port=0)

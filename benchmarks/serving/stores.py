@@ -7,6 +7,7 @@ since the client last asked what they did, it asks, and loads again, as a progra
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,6 +163,11 @@ STORES = {
     "ZODB file": "zodb_stores:file",
 }
 """Where the code is that opens each."""
+
+
+def quiet_zeo() -> None:
+    """Keep ZEO from telling of each commit that waits for another one, and of news that come in another order."""
+    logging.getLogger("ZEO").setLevel(logging.CRITICAL)
 
 
 def opened(name: str, place: Place) -> Client:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, cycle, islice
 
@@ -66,25 +68,31 @@ class User:
 
     # --- for a while
 
-    def loads(self, seconds: float, hot: bool) -> Measured:
+    def loads(self, at: float, seconds: float, hot: bool) -> Measured:
         """Load objects one by one, in transactions.
 
         Args:
+            at: when to begin, by the clock of all processes.
             seconds: how long.
             hot: whether those that were loaded before, again and again, or those that were not, once each.
         """
         loaded: Loaded = []
-        measured = timed(self._loading(cycle(self._hot) if hot else self._new, loaded), seconds)
+        measured = self._timed(at, seconds, self._loading(cycle(self._hot) if hot else self._new, loaded))
         self._verify_loaded(loaded)
         return measured
 
-    def commits(self, seconds: float) -> Measured:
+    def commits(self, at: float, seconds: float) -> Measured:
         """Commit new versions of its objects, one by one."""
-        return timed(self._committing(), seconds)
+        return self._timed(at, seconds, self._committing())
 
-    def works(self, seconds: float, committing: bool) -> Measured:
-        """Commit or load new objects."""
-        return self.commits(seconds) if committing else self.loads(seconds, False)
+    def works(self, at: float, seconds: float, committing: bool) -> Measured:
+        """Commit, or load new objects."""
+        return self.commits(at, seconds) if committing else self.loads(at, seconds, False)
+
+    def _timed(self, at: float, seconds: float, step: Callable[[], None]) -> Measured:
+        gc.collect()
+        time.sleep(max(0.0, at - time.perf_counter()))
+        return timed(step, at + seconds - time.perf_counter())
 
     def _loading(self, numbers: Iterator[int], loaded: Loaded) -> Callable[[], None]:
         begin, load, so_far, note = self._client.begin, self._client.load, count(), loaded.append

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ZODB.POSException import ReadConflictError
+from ZODB.serialize import referencesf
+
 from benchmarks.peers.zodb import FULL, ZodbStore, _file, _relstorage
+from benchmarks.serving.stores import quiet_zeo
 
 
 class ZodbClient(ZodbStore):
@@ -20,15 +25,16 @@ class ZodbClient(ZodbStore):
     def load(self, oid: bytes) -> bytes:
         """Return a record, and know its serial: who changes an object has loaded it before."""
         data: bytes
-        data, self._serials[oid] = self._instance.load(oid)
-        return data
+        while True:
+            try:
+                data, self._serials[oid] = self._instance.load(oid)
+            except ReadConflictError:  # a pack took what was there when the transaction began
+                self.begin()
+            else:
+                return data
 
     def pack(self) -> None:
         """Pack to this moment, and wait for it: as ``zeopack`` and ``zodbpack`` do."""
-        import time
-
-        from ZODB.serialize import referencesf
-
         self.storage.pack(time.time(), referencesf)
 
     def size(self) -> int:
@@ -41,8 +47,9 @@ def zeo(port: int) -> ZodbClient:
 
     https://zeo.readthedocs.io/en/latest/clients.html.
     """
-    from ZEO.ClientStorage import ClientStorage
+    from ZEO.ClientStorage import ClientStorage  # RelStorage may be here without it
 
+    quiet_zeo()
     return ZodbClient(lambda: ClientStorage(("127.0.0.1", port)))
 
 
