@@ -92,6 +92,11 @@ class Beside:
         return theirs.median / mine.median if is_rate(self.column) else mine.median / theirs.median
 
     @property
+    def less_durable(self) -> bool:
+        """Tell whether ours syncs, and the peer does not."""
+        return syncs(self.ours) and not syncs(self.peer)
+
+    @property
     def differ(self) -> bool:
         """Tell whether they differ beyond noise."""
         return differ(*self._spreads(), is_steady(self.column))
@@ -110,9 +115,19 @@ def beside(result: Result) -> Iterator[Beside]:
 
 
 def _like(mine: list[Row], peer: Row) -> Row:
-    """Return the row of ours that a peer is to be compared with: the first that syncs where the peer does."""
-    return next((row for row in mine if _synced(row) == _synced(peer)), mine[0])
+    """Return the row of ours that a peer is to be compared with.
+
+    "full, ours" is for "full, cp -a"; else the first that syncs where the peer does, or the first.
+    """
+    parts = set(peer.name.split(", "))
+    same = [row for row in mine if (kind := _kind(row)) and kind <= parts] or mine
+    return next((row for row in same if syncs(row) == syncs(peer)), same[0])
 
 
-def _synced(row: Row) -> bool:
+def _kind(row: Row) -> set[str]:
+    return {part for part in row.name.split(", ") if not is_ours(part)}
+
+
+def syncs(row: Row) -> bool:
+    """Tell whether what a row is about has its commits on the disk when they return."""
     return row.about.startswith(SYNCED)

@@ -192,11 +192,17 @@ def _read_result(found: dict[str, Any]) -> Result:
 
 
 def _spreads(found: dict[str, Any]) -> dict[str, Spread]:
-    return {column: Spread(*spread) for column, spread in found.items()}
+    return {column: _spread(spread) for column, spread in found.items()}
+
+
+def _spread(found: list[float]) -> Spread:
+    *numbers, rounds = found
+    median, lower, upper, lowest, highest = map(float, numbers)
+    return Spread(median, lower, upper, lowest, highest, int(rounds))
 
 
 def _figure(found: dict[str, Any]) -> Figure:
-    return Figure(found["title"], Spread(*found["value"]), found["unit"], found["least"], found["most"])
+    return Figure(found["title"], _spread(found["value"]), found["unit"], found["least"], found["most"])
 
 
 def _chart(found: dict[str, Any]) -> Chart:
