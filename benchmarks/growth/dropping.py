@@ -40,7 +40,7 @@ PLAIN, RETURNING = 10, 8
 SHARED = 10
 """Each so manieth object refers to one that lives."""
 GONE, READ, WORK = "s until gone", "records read", "ms of work"
-TENTH, TENTH_READ = "s until a tenth is gone", "records read for a tenth"
+TENTH = "s until a tenth is gone"
 WATCH = 0.005
 """Seconds between two looks at a storage that collects in the background."""
 PATIENCE = 900
@@ -174,19 +174,18 @@ class Collects(Contender):
             peer: who.
             path: where it has a store.
             objects: how many live there.
-            units: a tenth of that.
+            units: a tenth of that; 0: only one unit is collected.
         """
         super().__init__(peer, path)
         self._objects, self._units = objects, units
 
     def round(self) -> dict[str, float]:
         """Do it with one unit and with a tenth of what lives."""
-        if self.peer == OURS.name:
-            return self._in_the_background()
-        return self._by_packing()
+        return self._in_the_background() if self.peer == OURS.name else self._by_packing()
 
     def _by_packing(self) -> dict[str, float]:
-        return {GONE: self._packed(1), TENTH: self._packed(self._units)}
+        found = {GONE: self._packed(1)}
+        return found | {TENTH: self._packed(self._units)} if self._units else found
 
     def _packed(self, units: int) -> float:
         """Return the seconds that a pack takes; what it left is looked at through a store that is opened after it."""
@@ -207,8 +206,8 @@ class Collects(Contender):
     def _in_the_background(self) -> dict[str, float]:
         alone, _ = self._collected(1, at_once=True)
         gone, read = self._collected(1)
-        tenth, read_for_a_tenth = self._collected(self._units)
-        return {GONE: gone, READ: read, WORK: alone * 1e3, TENTH: tenth, TENTH_READ: read_for_a_tenth}
+        found = {GONE: gone, READ: read, WORK: alone * 1e3}
+        return found | {TENTH: self._collected(self._units)[0]} if self._units else found
 
     def _collected(self, units: int, *, at_once: bool = False) -> tuple[float, int]:
         """Return the seconds that it takes ours to collect units, and how many records it reads for them.

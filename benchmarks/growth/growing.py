@@ -11,11 +11,15 @@ from benchmarks.growth.measures import IN_USE, MEASURES, PACK, PEERS, result
 from benchmarks.growth.using import OPENED_COLD, Builds, Opens, Uses
 from benchmarks.method.contest import PEAK, Found, contest
 from benchmarks.method.measure import Result
-from benchmarks.peers.registry import BARE, FILE, LMDB, OURS, SQLITE3, Peer
+from benchmarks.peers.registry import BARE, FILE, LMDB, OURS, SHELVE, SQLITE3, SQLITE_STORAGE, Peer
 
 FEW = (OURS, FILE, BARE, LMDB, SQLITE3)
 """Those that are measured with more objects than the others are."""
+QUICK = tuple(peer for peer in PEERS if peer not in (SQLITE_STORAGE, BARE, SHELVE))
+QUICK_FEW = tuple(peer for peer in FEW if peer in QUICK)
+"""Where there is no time for everyone."""
 TWO = (OURS, FILE)
+ONE = (OURS,)
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,10 @@ class Step:
     """Of using."""
     collections: int
     """Of collecting, ours."""
-    packs: bool
-    """Whether the others pack."""
+    collecting: tuple[Peer, ...]
+    """Those that collect a unit of garbage."""
+    tenths: tuple[Peer, ...]
+    """Those that collect a tenth as much as lives, too."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,23 @@ class Sizes:
 
 
 SIZES = {
-    "tiny": Sizes((Step(300, TWO, 1, 1, 1, True), Step(3000, TWO, 1, 1, 1, True)), 50, 2, 10),
+    "tiny": Sizes((Step(300, TWO, 1, 1, 1, TWO, TWO), Step(3000, TWO, 1, 1, 1, TWO, TWO)), 50, 2, 10),
     "quick": Sizes(
-        (Step(3162, PEERS, 1, 1, 1, True), Step(31_623, PEERS, 1, 1, 1, True), Step(316_228, FEW, 1, 1, 1, True)),
+        (
+            Step(3162, QUICK, 1, 1, 1, QUICK, ONE),
+            Step(31_623, QUICK, 1, 1, 1, QUICK, ONE),
+            Step(316_228, QUICK_FEW, 1, 1, 1, ONE, ONE),
+        ),
         5000,
         20,
         50,
     ),
     "full": Sizes(
         (
-            Step(10_000, PEERS, 5, 5, 5, True),
-            Step(100_000, PEERS, 5, 5, 5, True),
-            Step(1_000_000, PEERS, 3, 5, 3, True),
-            Step(10_000_000, FEW, 2, 5, 1, False),
+            Step(10_000, PEERS, 5, 5, 3, PEERS, PEERS),
+            Step(100_000, PEERS, 5, 5, 3, PEERS, PEERS),
+            Step(1_000_000, PEERS, 3, 5, 2, PEERS, ONE),
+            Step(10_000_000, FEW, 1, 5, 3, ONE, ()),
         ),
         20_000,
         50,
@@ -85,11 +95,10 @@ def _step(directory: Path, step: Step, sizes: Sizes) -> Found:
     _add(found, contest(Builds, peers, directory, [count], 1, warm=False))
     _add(found, contest(Opens, peers, directory, [count, sizes.cold], step.opens, warm=False, fresh=True))
     _add(found, contest(Uses, peers, directory, [count, sizes.loads, sizes.commits], step.rounds), IN_USE)
-    arguments = [count, max(1, count // 10 // UNIT)]
-    _add(found, contest(Collects, [OURS], directory, arguments, step.collections, warm=False))
-    if step.packs:
-        packing = [peer for peer in PACK if peer in peers]
-        _add(found, contest(Collects, packing, directory, arguments, 1, warm=False))
+    for way, rounds in ((ONE, step.collections), (PACK, 1)):
+        collecting = [peer for peer in way if peer in step.collecting]
+        units = max(1, count // 10 // UNIT) if way[0] in step.tenths else 0
+        _add(found, contest(Collects, collecting, directory, [count, units], rounds, warm=False))
     shutil.rmtree(directory)
     return found
 
