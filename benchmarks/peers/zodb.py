@@ -117,7 +117,7 @@ class ZodbStore:
 class ZodbDatabase:
     """A connection of ZODB.
 
-    Its transactions begin when they are told to: https://zodb.org/en/latest/reference/transaction.html, "explicit".
+    Its transactions begin when they are told to, "explicit mode": https://transaction.readthedocs.io.
     """
 
     toolkit = "zodb"
