@@ -16,7 +16,7 @@ class Store(Protocol):
     """The level of records: what a storage of an object database does, or a key-value store."""
 
     def fill(self, batches: Iterable[Sequence[Record]]) -> None:
-        """Store the first records of an empty store, a transaction for each batch (`objects.records.batches`) or several.
+        """Store the first records of an empty store, a transaction for each batch (`objects.records.batches`) or more.
 
         It may wait for the disk at the end only, where the peer offers that.
         """

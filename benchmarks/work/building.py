@@ -70,7 +70,8 @@ def building(directory: Path, sizes: Sizes) -> list[Result]:
     result = Result(
         "build",
         f"{sizes.objects:,} small objects made and stored through a connection into an empty store, a commit every "
-        f"{FOLDER:,}. Making and pickling them is included. Syncs are those of a round, with making and closing the store.",
+        f"{FOLDER:,}. Making and pickling them is included. Syncs are those of a round, with making the store and "
+        "closing it.",
     )
     rows(result, PEERS, found)
     result.figure("FileStorage / ours", against(found, BUILT, FILE, OURS), least=1.1)
