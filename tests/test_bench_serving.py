@@ -13,7 +13,7 @@ from benchmarks.peers.registry import is_here
 from benchmarks.serving import stores
 from benchmarks.serving.beside import WAYS, entered
 from benchmarks.serving.clients import Paced, Restless
-from benchmarks.serving.collecting_meanwhile import ALL, noticed, plausible
+from benchmarks.serving.collecting_meanwhile import ALL, noticed, plausible, within
 from benchmarks.serving.keepers import Files
 from benchmarks.serving.littered import FIRST, ZODB, items, litter, litter_batches, littered, zodb_record
 from benchmarks.serving.stores import opened
@@ -187,6 +187,10 @@ def test_noticed_is_what_was_measured_with_and_without():
     assert 4.0 <= found["p99 of loads, collecting / not"] < 8.0
     with pytest.raises(AssertionError, match="0 loads were done without a collection, 1 with one"):
         noticed("load", [], [0.1])
+
+
+def test_what_goes_on_within_a_time_counts_until_its_end():
+    assert within([(0.0, 1.0), (1.5, 1.0), (2.5, 0.25), (2.75, 9.0), (3.0, 1.0)], 2.0, 3.0) == [1.0, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(("left", "done"), [(-1, False), (-1, True), (1, True)])
