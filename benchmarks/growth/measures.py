@@ -29,6 +29,8 @@ PEERS = (OURS, FILE, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE, BARE, LMDB, S
 PACK = (FILE, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE)
 """Those that collect garbage by a pack; who keeps records or a table has no garbage."""
 IN_USE = "MB in use"
+WORDS = {"s": "seconds", "ms": "milliseconds", "µs": "microseconds"}
+"""What stands beside an axis for a unit."""
 GOAL_AT = 1_000_000
 """Objects at which opening is held against FileStorage's."""
 
@@ -109,7 +111,8 @@ MEASURES = (
         LOADED_COLD,
         "µs",
         "Loading a random object, nothing in the system's cache",
-        "The same right after opening, when what the system's cache had of the files was dropped.",
+        "The same right after opening, when what the system's cache had of the files was dropped before. Durus' "
+        "FileStorage has read its whole file by then.",
     ),
     Measure(
         "commit",
@@ -248,6 +251,6 @@ def _line(measure: Measure, grown: Grown, peer: Peer) -> list[tuple[float, float
 
 
 def _chart(measure: Measure, grown: Grown) -> Chart:
-    lines = {peer.name: _line(measure, grown, peer) for peer in measure.peers}
-    name = f"growth-{measure.name.replace(' ', '-')}"
-    return Chart(name, measure.title, "objects", measure.unit, {name: line for name, line in lines.items() if line})
+    lines = {peer.name: line for peer in measure.peers if (line := _line(measure, grown, peer))}
+    name, unit = f"growth-{measure.name.replace(' ', '-')}", WORDS.get(measure.unit, measure.unit)
+    return Chart(name, measure.title, "objects", unit, lines)

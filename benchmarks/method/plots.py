@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -121,7 +122,7 @@ def _fill(figure: Figure, chart: Chart) -> None:
             markersize=4 if style.width < 2 else 6,
             zorder=3 if style.width < 2 else 4,
         )
-    _at_least_a_decade(axes)
+    _show_two_powers(axes)
     _name_lines(axes, chart, styles)
 
 
@@ -134,12 +135,11 @@ def _styles(names: list[str]) -> dict[str, Style]:
     return {name: STYLES.get(name) or next(others) for name in names}
 
 
-def _at_least_a_decade(axes: Axes) -> None:
-    """Let what stays the same look flat."""
+def _show_two_powers(axes: Axes) -> None:
+    """Let the axis at the left name two numbers at least, and what stays the same look flat."""
     low, high = axes.get_ylim()
-    if high < 10 * low:
-        middle = (low * high) ** 0.5
-        axes.set_ylim(middle / 10**0.5, middle * 10**0.5)
+    if floor(log10(high)) - ceil(log10(low)) < 1:
+        axes.set_ylim(10 ** floor(log10(low)), 10 ** ceil(log10(high)))
 
 
 def _name_lines(axes: Axes, chart: Chart, styles: dict[str, Style]) -> None:
