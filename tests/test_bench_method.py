@@ -5,17 +5,24 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
+from benchmarks.catalog import FULL, QUICK, TINY, Part
 from benchmarks.method import caches, syncs
+from benchmarks.method.busy import Busy, Watch
 from benchmarks.method.contest import SYNCS_A_COMMIT, Contender, contest, rows
+from benchmarks.method.facts import MACHINE, differing, facts
 from benchmarks.method.measure import Result
+from benchmarks.method.results import read
 from benchmarks.method.workers import Worker
 from benchmarks.peers.registry import FILE, OURS
 
 EACH = 20
+SIZES = (TINY, QUICK, FULL)
 
 
 class Syncing:
@@ -214,3 +221,118 @@ def test_what_somebody_has_mapped_stays_and_that_is_said(tmp_path):
         assert mapped[99_999] == 0
         assert not caches.drop(file)
     assert caches.drop(file)
+
+
+SPINS = "import time\nuntil = time.process_time() + 0.3\nwhile time.process_time() < until: pass"
+LEFT = f"import os\nif not os.fork():\n os.setsid()\n {SPINS.replace(chr(10), chr(10) + ' ')}"
+
+
+def watched(directory, program):
+    """Return what the machine did while a program ran, and all that it began."""
+    watch = Watch(directory)
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)  # until the last has closed it
+    return watch.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell who works")
+def test_what_we_use_is_not_of_others(tmp_path):
+    ours, others = watched(tmp_path, SPINS), watched(tmp_path, LEFT)
+    assert ours.ours * ours.seconds >= 0.3
+    assert others.ours * others.seconds < 0.3
+    assert others.others * others.seconds >= 0.25, "what a process did whose parent was not waited for"
+    assert others.sync_before > 0
+
+
+def busy(**changed):
+    """Return a machine that was quiet, but for this."""
+    quiet = {"others": 0.05, "steal": 0.01, "waiting": 0.9, "load": 9.0, "sync_before": 100.0, "sync_after": 140.0}
+    return Busy(**({"seconds": 10.0, "ours": 1.9} | quiet | changed))
+
+
+def test_when_the_machine_was_busy():
+    assert busy().warnings == busy(others=None, steal=None, waiting=None).warnings == []
+    assert busy(others=0.3).warnings == ["other processes used 0.30 of a processor"]
+    assert busy(steal=0.03).warnings == ["the machine below took 3% of the processors"]
+    assert busy(sync_after=200.0).warnings == ["a sync took 100 µs before and 200 µs after"]
+    assert busy(sync_after=50.0).warnings == ["a sync took 100 µs before and 50 µs after"]
+    assert Busy.from_json(busy(others=None).as_json()) == busy(others=None)
+
+
+def test_facts_name_what_takes_part(tmp_path):
+    known = facts(tmp_path, "the command")
+    assert known["command"] == "the command"
+    assert {"durus", "berkeleydb", "libdb", "python", "sqlite3 library"} < set(known)
+    assert set(MACHINE) < set(known)
+    assert all(known.values()), "something is not told, and that is not said"
+
+
+def test_facts_of_a_single_run_do_not_differ():
+    one = {"date": "a", "load average": "1", "python": "3.11", "memory": "1 GB"}
+    assert differing(one, one | {"date": "b", "load average": "2"}) == []
+    assert differing(one, one | {"python": "3.12", "memory": "2 GB", "ZODB": "6"}) == [
+        "python: 3.11 -> 3.12",
+        "memory: 1 GB -> 2 GB",
+        "ZODB: none -> 6",
+    ]
+
+
+class Parts:
+    """Benchmarks that note that they were run; "bad" fails, and "long" is interrupted."""
+
+    def __init__(self):
+        self.done = []
+        self.mended = False
+        names = ("first", "bad", "long", "last")
+        self.parts = {name: Part(partial(self.run, name), dict.fromkeys(SIZES)) for name in names}
+
+    def run(self, name, directory, sizes):
+        self.done.append(name)
+        if name == "bad" and not self.mended:
+            raise AssertionError("wrong records")
+        if name == "long" and not self.mended:
+            raise KeyboardInterrupt
+        result = Result(name, "what")
+        result.row("ours", "about", µs=[1.0])
+        return [result]
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Have other benchmarks."""
+    made = Parts()
+    for module in ("benchmarks.__main__", "benchmarks.catalog"):
+        monkeypatch.setattr(f"{module}.PARTS", made.parts)
+    return made
+
+
+def test_what_was_interrupted_goes_on(tmp_path, parts, capsys):
+    file = tmp_path / "r.json"
+    command = ["first", "bad", "long", "last", "--tiny", "--json", str(file), "--directory", str(tmp_path)]
+    assert main(command) == 130
+    assert "the same command goes on later" in capsys.readouterr().err
+    assert [part.name for part in read(file)[0].parts] == ["first"]
+    parts.mended = True
+    assert main(command) == 0
+    assert [part.name for part in read(file)[0].parts] == ["first", "bad", "long", "last"]
+    assert parts.done == ["first", "bad", "long", "bad", "long", "last"]
+    assert main(command) == 0
+    assert len(parts.done) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_one_that_fails_is_told_and_the_others_run(tmp_path, parts, capsys):
+    assert main(["first", "bad", "last", "--tiny", "--directory", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "failed: bad" in said.out
+    assert "AssertionError: wrong records" in said.err
+    assert parts.done == ["first", "bad", "last"]
+
+
+def test_a_file_of_another_run_is_not_touched(tmp_path, parts, capsys):
+    file = tmp_path / "r.json"
+    command = ["first", "--json", str(file), "--directory", str(tmp_path)]
+    assert main([*command, "--tiny"]) == 0
+    before = file.read_bytes()
+    assert main([*command, "--full"]) == 1
+    assert "sizes: tiny -> full" in capsys.readouterr().err
+    assert file.read_bytes() == before

@@ -21,6 +21,9 @@ MOST_STEAL = 0.02
 MOST_SLOWER = 1.5
 """How much slower syncs may be after than before, or the other way round, before we warn."""
 
+SYNCS = 50
+"""Syncs that are timed before and after."""
+
 
 @dataclass(frozen=True)
 class Busy:
@@ -85,7 +88,7 @@ class Watch:
             directory: on the disk whose syncs are timed.
         """
         self._directory = directory
-        self._sync = sync_time(directory)
+        self._sync = sync_time(directory, SYNCS)
         self._begun = _now()
 
     def end(self) -> Busy:
@@ -102,7 +105,7 @@ class Watch:
             _passed(begun.waiting, ended.waiting, seconds),
             os.getloadavg()[0],
             self._sync * 1e6,
-            sync_time(self._directory) * 1e6,
+            sync_time(self._directory, SYNCS) * 1e6,
         )
 
 
