@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import geometric_mean
 
-from benchmarks.method.contest import PEAK, Found, contest, rows
-from benchmarks.method.measure import Result, Series
+from benchmarks.method.contest import PEAK, Found, against, contest, rows
+from benchmarks.method.measure import Result
 from benchmarks.oo7.plan import MEDIUM, SMALL, TINY, Configuration
 from benchmarks.oo7.running import (
     BUILD,
     COLD,
     DISK,
-    DROPPED,
     EVERYTHING,
     HOT,
     OO7,
@@ -24,6 +22,7 @@ from benchmarks.oo7.running import (
     column,
 )
 from benchmarks.peers.registry import FILE, FILE2, OURS, OURS_UNSYNCED, RELSTORAGE, ZODB_FILE, Peer, is_here
+from benchmarks.work.traversing import mean_against, undropped
 
 PEERS = [OURS, OURS_UNSYNCED, FILE, FILE2, ZODB_FILE, RELSTORAGE]
 TRAVERSALS = [name for name in READING if name.startswith("T")]
@@ -76,16 +75,22 @@ def _results(directory: Path, run: Run) -> list[Result]:
     where.mkdir()
     arguments = [run.configuration.name, list(run.cold), list(run.hot)]
     found = contest(OO7, PEERS, where, arguments, run.rounds, warm=False, fresh=True)
+    notes = {COLD: undropped(found), HOT: []}
     results = [_built(found, run)]
     for group, names in GROUPS.items():
         for state, done in ((COLD, run.cold), (HOT, run.hot)):
             if chosen := [name for name in names if name in done]:
-                results.append(_compared(found, run, group, state, chosen, _without(names, *chosen)))
+                results.append(_compared(found, run, group, state, chosen))
+                results[-1].notes += notes[state]
     return results
 
 
-def _selected(found: Found, columns: Sequence[str]) -> Found:
-    return {peer: {name: series[name] for name in columns} for peer, series in found.items()}
+def _selected(found: Found, columns: Mapping[str, str]) -> Found:
+    """Return these columns under other names."""
+    chosen = Found()
+    for peer, series in found.items():
+        chosen[peer] = {new: series[old] for old, new in columns.items()}
+    return chosen
 
 
 def _built(found: Found, run: Run) -> Result:
@@ -97,34 +102,30 @@ def _built(found: Found, run: Run) -> Result:
         "Seconds to make and commit all objects, about 1,000 a commit; MB after closing it then; and the highest "
         "memory of the process during everything, with all objects in the cache.",
     )
-    rows(result, PEERS, _selected(found, [BUILD, DISK, PEAK]))
+    rows(result, PEERS, _selected(found, {name: name for name in (BUILD, DISK, PEAK)}))
     for other in _others():
         for name in (BUILD, DISK):
-            result.figure(f"{name}, {other.name} / {_ours(other).name}", _ratio(found, [name], other))
-    if not all(flag for series in found.values() for flag in series[DROPPED]):
-        result.notes.append("the system's cache could not be dropped whole: what is called cold was not quite")
+            result.figure(f"{name}, {other.name} / {_ours(other).name}", against(found, name, other, _ours(other)))
+    for state, done in ((COLD, run.cold), (HOT, run.hot)):
+        if omitted := _without(EVERYTHING, *done):
+            result.notes.append(f"{state}, these are not done here, for they take long: {', '.join(omitted)}")
     return result
 
 
-def _compared(found: Found, run: Run, group: str, state: str, names: Sequence[str], omitted: Sequence[str]) -> Result:
+def _compared(found: Found, run: Run, group: str, state: str, names: Sequence[str]) -> Result:
     result = Result(
         f"oo7, {run.configuration.name}, {group}, {state}",
         f"OO7's {group}, milliseconds an operation, with the commit of what changes something. {STATES[state]} "
         "What each returned and left is verified.",
     )
     columns = [column(name, state) for name in names]
-    shown = _selected(found, columns)
-    rows(
-        result, PEERS, {peer: {name.replace(f" {state}", ""): s for name, s in c.items()} for peer, c in shown.items()}
-    )
-    if state == HOT and not set(names) - set(READING):
+    rows(result, PEERS, _selected(found, {name: name.replace(f" {state}", "") for name in columns}))
+    if state == HOT and set(names) <= set(READING):
         result.notes.append("no storage takes part in this: what differs is the toolkit")
         return result
     for other in _others():
         pair = f"{other.name} / {_ours(other).name}"
-        result.figure(f"geometric mean of {len(names)}, {pair}", _ratio(found, columns, other))
-    if omitted:
-        result.notes.append(f"not done here, for they take long: {', '.join(omitted)}")
+        result.figure(f"geometric mean of {len(names)}, {pair}", mean_against(found, columns, other, _ours(other)))
     return result
 
 
@@ -136,11 +137,3 @@ def _others() -> list[Peer]:
 def _ours(other: Peer) -> Peer:
     """Return ours with the same durability."""
     return OURS if other.synced else OURS_UNSYNCED
-
-
-def _ratio(found: Found, columns: Sequence[str], other: Peer) -> Series | None:
-    """Return the geometric mean of all ratios other / ours, round by round."""
-    theirs, mine = found.get(other.name), found.get(_ours(other).name)
-    if theirs is None or mine is None:
-        return None
-    return [geometric_mean([theirs[name][n] / mine[name][n] for name in columns]) for n in range(len(mine[columns[0]]))]

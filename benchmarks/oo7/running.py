@@ -18,6 +18,7 @@ from benchmarks.oo7.expected import Expected
 from benchmarks.oo7.plan import MEDIUM, SMALL, TINY, Plan
 from benchmarks.peers.contract import Database
 from benchmarks.peers.registry import open_database
+from benchmarks.work.traversing import COLD, DROPPED
 
 READING: dict[str, Callable[[Builder], int]] = {
     "T1": traversals.t1,
@@ -47,7 +48,7 @@ EVERYTHING = [*READING, *UPDATING, *STRUCTURAL]
 CONFIGURATIONS = {each.name: each for each in (TINY, SMALL, MEDIUM)}
 
 BUILD, DISK = "build s", "MB on disk"
-COLD, HOT, DROPPED = "cold", "hot", "dropped"
+HOT = "hot"
 SHORT, AGAIN = 0.05, 9
 """Whatever takes fewer seconds is done so many more times when it is hot, and the median taken."""
 

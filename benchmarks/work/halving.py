@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.peers.registry import (
     open_store,
 )
 from benchmarks.work.stores import built, some
-from benchmarks.work.updating import occupied
+from benchmarks.work.updating import logs, occupied
 
 BY_ITSELF = replace(OURS, durability=f"{OURS.durability}; its thread collects, here without the grace of 60 s")
 BY_PACK = replace(OURS, name="ours, pack", durability=f"{OURS.durability}; nothing is collected but by pack()")
@@ -98,8 +99,8 @@ class Halving(Contender):
         taken = self._until_collected(database, 1 + len(halves.stays)) - dropped
         database.close()
         self.verify(halves)
-        after = occupied(self.path)
-        return {DROP: dropped - started, COLLECT: taken, BEFORE: before, DROPPED: size, AFTER: after}
+        after, kept = occupied(self.path), logs(self.path)
+        return {DROP: dropped - started, COLLECT: taken, BEFORE: before, DROPPED: size, AFTER: after, **kept}
 
     def _copy(self) -> None:
         for part in parts(self.path):
@@ -136,18 +137,16 @@ class Halving(Contender):
         Raises:
             AssertionError: something is missing, or left.
         """
-        store = open_store(self._peer, self.path)
-        left = sum(_is_there(store, oid) for oid in halves.goes)
-        missing = sum(not _is_there(store, oid) for oid in halves.stays)
-        store.close()
+        with closing(open_store(self._peer, self.path)) as store:
+            left = sum(_is_there(store, oid) for oid in halves.goes)
+            missing = sum(not _is_there(store, oid) for oid in halves.stays)
         if left or missing or not halves.goes:
             raise AssertionError(f"{self.peer}: {left} of {len(halves.goes)} objects are left, {missing} missing")
-        database = open_database(self._peer, self.path)
-        items = import_module(f"benchmarks.objects.{database.toolkit}_classes").Item
-        for folder in database.root.values():
-            if not all(isinstance(item, items) and item.name == f"item {item.number}" for item in folder.items):
-                raise AssertionError(f"{self.peer}: a folder does not have what it had")
-        database.close()
+        with closing(open_database(self._peer, self.path)) as database:
+            items = import_module(f"benchmarks.objects.{database.toolkit}_classes").Item
+            for folder in database.root.values():
+                if not all(isinstance(item, items) and item.name == f"item {item.number}" for item in folder.items):
+                    raise AssertionError(f"{self.peer}: a folder does not have what it had")
 
 
 def copy_sparsely(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -168,7 +167,7 @@ def _is_there(store: Any, oid: bytes) -> bool:
 
 def halve(directory: Path, sizes: Sizes) -> list[Result]:
     """Compare how long it takes, and what is left on the disk."""
-    peers: list[Peer] = [
+    peers = [
         BY_ITSELF,
         BY_PACK,
         *(peer for peer in some(PEERS, sizes.few) if peer not in (BY_ITSELF, BY_PACK)),

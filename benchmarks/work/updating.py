@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.work.stores import filled, items, some
 
 PEERS = [OURS, FILE, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE, LMDB, SQLITE3]
 UPDATE, CLOSED, MOST = "µs an update", "MB on disk", "most MB on disk"
+LOGS = "of that MB of log"
 PACK, PACKED, PACKING = "seconds of a pack", "MB on disk after it", "most MB on disk during it"
 QUARTERS = ("MB on disk after 25 %", "MB on disk after 50 %", "MB on disk after 75 %")
 LOOKS = 40
@@ -72,6 +73,12 @@ def occupied(path: Path) -> float:
     return found["data"] + found["logs"]
 
 
+def logs(path: Path) -> dict[str, float]:
+    """Return the MB of its log files, of who has some: they are kept up to a size, whatever the store has."""
+    found = disk(path)["logs"]
+    return {LOGS: found} if found else {}
+
+
 class Updates(Contender):
     """Begins with a store of some objects, and stores new versions of them."""
 
@@ -109,7 +116,8 @@ class Updates(Contender):
         store.close()
         at = dict(zip(QUARTERS, (seen[len(seen) * quarter // 4 - 1] for quarter in (1, 2, 3)), strict=True))
         closed = occupied(self.path)
-        return {UPDATE: taken / self._number * 1e6, **at, MOST: max(*seen, closed), CLOSED: closed}
+        found = {UPDATE: taken / self._number * 1e6, **at, MOST: max(*seen, closed), CLOSED: closed}
+        return {**found, **logs(self.path)}
 
     def _packed(self) -> dict[str, float]:
         store: Any = open_store(self.peer, self.path)
@@ -127,12 +135,11 @@ class Updates(Contender):
         from benchmarks.objects.records import record
         from berkeleydb_storage.format import pack_uint64
 
-        store = open_store(self.peer, self.path)
-        for number in items(self._objects, self._objects):
-            version = self._versions.get(number, 0)
-            if store.load(pack_uint64(number)) != record(number, version):
-                raise AssertionError(f"{self.peer} has something else than version {version} of object {number}")
-        store.close()
+        with closing(open_store(self.peer, self.path)) as store:
+            for number in items(self._objects, self._objects):
+                version = self._versions.get(number, 0)
+                if store.load(pack_uint64(number)) != record(number, version):
+                    raise AssertionError(f"{self.peer} has something else than version {version} of object {number}")
 
 
 @contextmanager
