@@ -11,7 +11,7 @@ from types import TracebackType
 
 from berkeleydb_storage.environment import LIBRARY_ERRORS, NO_SYNC, Transaction
 from berkeleydb_storage.errors import CommitInDoubt
-from berkeleydb_storage.format import State, references
+from berkeleydb_storage.format import State, references, same_references
 from berkeleydb_storage.listeners import Listener
 from berkeleydb_storage.transactions import Transactions
 
@@ -137,7 +137,10 @@ class Change:
     def store(self, oid: bytes, record: bytes, refs: tuple[bytes, ...]) -> None:
         """Write a record, and sum up how it changes the counts of others."""
         objects, changes = self._gate.objects, self.changes
-        old = None if oid > self._transactions.highest else objects.get(oid)
+        try:
+            old = None if oid > self._transactions.highest else objects[oid]
+        except KeyError:
+            old = None
         self.stored.append(oid)
         if old is None:
             self.born.add(oid)
@@ -146,7 +149,7 @@ class Change:
                 changes[ref] = changes.get(ref, 0) + 1
         elif old == record:
             return
-        elif (before := references(oid, old)) != refs:
+        elif not (refs and same_references(old, record)) and (before := references(oid, old)) != refs:
             for ref in set(refs).difference(before):
                 changes[ref] = changes.get(ref, 0) + 1
             lost = set(before).difference(refs)

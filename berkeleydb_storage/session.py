@@ -24,15 +24,21 @@ from berkeleydb_storage.format import OID_LENGTH, pack_uint64, references, unpac
 Invalidator = Callable[[list[bytes]], None]
 
 
-class _Pending(threading.local):
-    """The commit under way of each thread."""
+class _Commit:
+    """What a thread has stored, and not ended."""
+
+    __slots__ = ("records", "size")
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
         self.records: dict[bytes, tuple[bytes, tuple[bytes, ...]]] = {}
         self.size = 0
+
+
+class _Pending(threading.local):
+    """The commit under way of each thread; looked up once a call, because that takes longer than to look up others."""
+
+    def __init__(self) -> None:
+        self.commit = _Commit()
 
 
 class Session(Storage):
@@ -102,7 +108,7 @@ class Session(Storage):
 
     def begin(self) -> None:
         """Begin a commit of this thread; what it had stored and not ended is dropped."""
-        self._pending.clear()
+        self._pending.commit = _Commit()
 
     def store(self, oid: bytes, record: bytes) -> None:
         """Include a record in the commit of this thread.
@@ -115,13 +121,13 @@ class Session(Storage):
             ValueError: the oid was never handed out, or the record is malformed or another object's. The commit
                 under way is dropped.
         """
-        pending, record = self._pending, bytes(record)
+        pending, record = self._pending.commit, bytes(record)
         try:
             refs = references(oid, record)
             if not self._oids.was_handed_out(oid):
                 raise ValueError(f"object {unpack_uint64(oid)} is a surprise: this storage never handed out its oid")
         except ValueError:
-            pending.clear()
+            self.begin()
             raise
         pending.records[oid] = (record, refs)
         pending.size += len(record)
@@ -142,9 +148,9 @@ class Session(Storage):
             CommitInDoubt: stored, but not brought to the disk yet.
             DamagedError, StorageClosed: nothing was stored.
         """
-        engine, pending = self._engine, self._pending
+        engine, pending = self._engine, self._pending.commit
         records, size = pending.records, pending.size
-        pending.clear()
+        self.begin()
         stale: Callable[[], bool] | None = None
         if handle_invalidations is not None:
             handle, stale = handle_invalidations, self.is_stale

@@ -30,6 +30,7 @@ from berkeleydb_storage.format import (
     pack_uint64,
     references,
     require_mark,
+    same_references,
     unpack_count,
     unpack_garbage_key,
     unpack_journal,
@@ -212,6 +213,27 @@ def test_half_a_reference_is_malformed(refs, cut):
 
 sizes = st.integers(0, 40).map(lambda size: size.to_bytes(4, "big"))
 nearly_records = st.builds(lambda *parts: b"".join(parts), keys, sizes, st.binary(max_size=60))
+
+
+few = st.lists(st.sampled_from([oid(1), oid(2), oid(3)]), max_size=3)
+
+
+@given(st.binary(max_size=20), few, st.binary(max_size=20), few)
+def test_same_references(data, refs, other, others):
+    packed, changed = pack_record(oid(1), data, b"".join(refs)), pack_record(oid(1), other, b"".join(others))
+    assert same_references(packed, changed) == (refs == others)
+
+
+@given(nearly_records, st.binary(max_size=20), few)
+def test_what_is_malformed_has_other_references(garbage, data, refs):
+    packed = pack_record(oid(1), data, b"".join(refs))
+    assert not same_references(garbage, packed) or references(oid(1), garbage) == references(oid(1), packed)
+
+
+@pytest.mark.parametrize("size", range(12))
+def test_what_is_too_short_has_other_references(size):
+    packed = pack_record(oid(1), b"", b"")
+    assert not same_references(packed[:size], packed)
 
 
 @given(st.binary(max_size=200) | nearly_records)
