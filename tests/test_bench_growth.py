@@ -1,7 +1,9 @@
 """How it is measured what grows: each contender does its work, one that does not is found out; charts are drawn."""
 
 import json
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -104,6 +106,28 @@ def test_zodb_is_told_how_to_find_references(peer, place):
         pytest.skip(f"{peer.package} is not installed")
     Builds(peer.name, place, OBJECTS).round()
     assert Collects(peer.name, place, OBJECTS, 0).round()[GONE] > 0
+
+
+@pytest.mark.skipif(not is_here(RELSTORAGE), reason="RelStorage is not installed")
+def test_relstorage_is_mended_only_as_long_as_it_needs_that(monkeypatch):
+    from relstorage.adapters.batch import RowBatcher
+    from relstorage.adapters.sqlite.batch import Sqlite3RowBatcher
+
+    monkeypatch.setattr(RowBatcher, "_do_inserts", RowBatcher._do_inserts)  # is put back after the test
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE many (a, b)")
+
+        def fill():
+            batcher = Sqlite3RowBatcher(connection.cursor(), bind_limit=3)
+            for kind in ("a, b", "b, a"):
+                batcher.insert_into(f"many ({kind})", "?, ?", (1, 2), kind, 2)
+            batcher.flush()
+
+        with pytest.raises(sqlite3.OperationalError, match="incomplete input"):
+            fill()
+        dropping.mend_relstorage()
+        fill()
+        assert sorted(connection.execute("SELECT * FROM many")) == [(1, 2), (1, 2), (2, 1)]
 
 
 def test_what_is_left_or_lost_is_noticed(tmp_path):

@@ -245,7 +245,28 @@ def packer(storage: Any) -> Callable[[], object]:
     """Return what packs a storage of Durus or of ZODB; the latter is told how to find the references of our records."""
     if isinstance(storage, Storage):
         return storage.pack
+    if type(storage).__module__.startswith("relstorage"):
+        mend_relstorage()
     return lambda: storage.pack(time.time(), _referred)
+
+
+def mend_relstorage() -> None:
+    """Let RelStorage 4.3 pack objects with references among many that have none, on sqlite3.
+
+    Where it empties a batch before the first row of another kind goes in, it asks sqlite3 to insert no rows, which that
+    refuses ("incomplete input"). So kinds without rows are taken out before.
+    """
+    from relstorage.adapters.batch import RowBatcher
+
+    insert = RowBatcher._do_inserts
+
+    def insert_rows(self: Any) -> int:
+        for kind in [kind for kind, rows in self.inserts.items() if not rows]:
+            del self.inserts[kind]
+        count: int = insert(self) if self.inserts else 0
+        return count
+
+    RowBatcher._do_inserts = insert_rows
 
 
 def _referred(data: bytes, found: list[bytes] | None = None) -> list[bytes]:

@@ -70,7 +70,7 @@ SIZES = {
             Step(10_000, PEERS, 5, 5, 3, PEERS, PEERS),
             Step(100_000, PEERS, 5, 5, 3, PEERS, PEERS),
             Step(1_000_000, PEERS, 3, 5, 2, PEERS, ONE),
-            Step(10_000_000, FEW, 1, 5, 3, ONE, ()),
+            Step(10_000_000, FEW, 2, 5, 3, ONE, ()),
         ),
         20_000,
         50,
