@@ -139,6 +139,7 @@ def test_nothing_and_something():
         ({"title": "ours / bare Berkeley DB get"}, False),
         ({"title": "random order, ours / bare Berkeley DB get"}, False),
         ({"title": "encrypted / plain"}, None),
+        ({"title": "p99 of loads, collecting / not, ours, as it goes"}, None),
         ({"title": "encrypted / plain", "most": 1.5}, False),
         ({"title": "anything", "least": 1.5}, True),
         ({"title": "loads", "unit": "loads/s"}, True),

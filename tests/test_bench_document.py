@@ -10,10 +10,11 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.method import results
 from benchmarks.method.busy import Busy
+from benchmarks.method.chosen import CHOSEN, MOST, Line
 from benchmarks.method.document import KEPT, PAGE, PLOTS, ROOT, Documents
 from benchmarks.method.measure import Chart, Result
 from benchmarks.method.results import BadResults, Part, Run, merged
-from benchmarks.method.selection import BEGIN, CHOSEN, END, MOST, Line, replaced, rows
+from benchmarks.method.selection import BEGIN, END, replaced, rows
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib draws the plots")
 QUIET = Busy(10.0, 1.0, 0.01, 0.0, 0.2, 1.0, 200.0, 210.0)
@@ -140,17 +141,14 @@ def test_the_readme_gets_its_rows():
     assert rows(merged([run(loads())]), CHOICE) == [["load: 2 µs", "FileStorage; a get", "2; 1.25", "synced"]]
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        (Line("w", "open", {}), "'open', which was not measured"),
-        (Line("w", "load, records", {"x": "ZODB / ours"}), "the figure 'ZODB / ours' of 'load, records'"),
-        (Line("w {}", "load, records", {}, own=(("ours", "ms"),)), "'ms' of 'ours' in 'load, records'"),
-    ],
-)
-def test_a_row_whose_number_is_missing_is_an_error(line, said):
-    with pytest.raises(BadResults, match=said):
-        rows(merged([run(loads())]), (line,))
+def test_all_that_is_missing_is_told():
+    lines = (
+        Line("w", "open", {}),
+        Line("w", "load, records", {"x": "ZODB / ours", "y": "FileStorage / ours"}),
+        Line("w {}", "load, records", {}, own=(("ours", "ms"),)),
+    )
+    with pytest.raises(BadResults, match="measured: open; load, records: ZODB / ours; load, records: ours: ms; run"):
+        rows(merged([run(loads())]), lines)
 
 
 def test_only_the_table_of_the_readme_changes(monkeypatch):
@@ -194,7 +192,7 @@ def test_nothing_is_written_where_something_is_missing(tmp_path, capsys, monkeyp
     (tmp_path / "README").write_text(f"{BEGIN}\n{END}\n")
     results.write(tmp_path / "r", [run(loads())])
     assert main(["document", str(tmp_path / "r"), "--root", str(tmp_path), "--readme"]) == 1
-    assert "which was not measured" in capsys.readouterr().err
+    assert "what was not measured: open" in capsys.readouterr().err
     assert main(["document", str(tmp_path / "missing"), "--root", str(tmp_path)]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README", "r"]
 

@@ -43,6 +43,7 @@ def higher_is_better(figure: Figure) -> bool | None:
     above, divided, below = figure.title.rpartition(" / ")
     if divided:
         of_rates = any(is_rate(part) for part in above.split(", "))
+        below = below.partition(", ")[0]  # "collecting / not, ours" is no ratio of somebody to ours
         return None if is_ours(above) == is_ours(below) else is_ours(above) == of_rates
     if is_rate(figure.unit) or is_rate(figure.title):
         return True
