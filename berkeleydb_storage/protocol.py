@@ -74,7 +74,8 @@ COMMITTED, NOT_COMMITTED, FORGOTTEN = range(3)
 
 def frame(kind: int, *parts: bytes) -> bytes:
     """Return a frame of this type."""
-    return HEADER.pack(1 + sum(map(len, parts)), kind) + b"".join(parts)
+    payload = b"".join(parts)
+    return HEADER.pack(1 + len(payload), kind) + payload
 
 
 def check_oids(payload: bytes) -> None:

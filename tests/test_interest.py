@@ -1,10 +1,14 @@
 """Which objects a client may have, beside a set of them."""
 
 import pytest
+from durus.connection import Connection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from berkeleydb_storage.format import pack_uint64
+from berkeleydb_storage import BerkeleyDBStorage
+from berkeleydb_storage.client import ClientStorage
+from berkeleydb_storage.format import ROOT_OID, pack_uint64
+from berkeleydb_storage.server import Server
 from berkeleydb_storage.server.interest import FOLDED, Interest
 
 NUMBERS = range(6)
@@ -55,6 +59,22 @@ def test_the_list_stays_short():
         interest.add(pack_uint64(number))
         interest.tidy()
         assert len(interest._loaded) <= FOLDED
+        assert len(interest._recent) <= FOLDED
     interest.update(pack_uint64(number) for number in range(3 * FOLDED))
     assert not interest._loaded
+    assert not interest._recent
     assert interest.has(pack_uint64(3 * FOLDED - 1))
+
+
+def test_what_is_loaded_one_by_one_takes_little_memory(tmp_path):
+    with (
+        BerkeleyDBStorage(tmp_path, durable=False) as storage,
+        Server(storage, "127.0.0.1:0") as server,
+        ClientStorage(server.address) as client,
+    ):
+        Connection(client)
+        for _ in range(FOLDED + 10):
+            client.load(ROOT_OID)
+        (connection,) = server.service.connections
+        assert len(connection.interest._loaded) <= FOLDED
+        assert connection.interest.has(ROOT_OID)

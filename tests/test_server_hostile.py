@@ -341,6 +341,13 @@ def test_another_greeting(caplog, monkeypatch):
         assert client.is_over() == protocol.DURUS_VERSION
 
 
+def test_no_oids_are_few(caplog, monkeypatch):
+    with patient(caplog, monkeypatch) as one:
+        client = one.durus()
+        assert client.new_oids(0) == []
+        assert len(client.new_oids(2)) == 2
+
+
 def test_a_shutdown_without_the_right(caplog, monkeypatch):
     with patient(caplog, monkeypatch) as one:
         for _ in range(10):

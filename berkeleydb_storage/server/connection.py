@@ -162,6 +162,7 @@ class Connection(asyncio.Protocol):
             self._begun = started if self._dialect.expecting else None
         if self._held or len(self._rest) > COUNTED:
             self._hold()
+        self.interest.tidy()
         if self._out:
             self.send()
             self.service.metrics.serving.add(perf_counter() - started)

@@ -55,6 +55,8 @@ class Creation:
             DiskFullError, DamagedError, StorageClosed, CommitInDoubt: none can be reserved.
         """
         oids = [self._engine.new_oid() for _ in range(count)]
+        if not oids:
+            return oids
         with self._lock:
             if oids[0] == ROOT_OID:
                 self._holder = who

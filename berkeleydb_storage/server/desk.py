@@ -128,7 +128,8 @@ class Desk:
         if commit.mark in self._abandoned:
             raise CommitRefused("the client asked for the fate of this commit before it came: it is not stored")
         news = self.history.since(client.told, client)
-        overwrites = [oid for oid in news if oid in commit.records]
+        records = commit.records
+        overwrites = [] if records.keys().isdisjoint(news) else [oid for oid in news if oid in records]
         if overwrites or (news and client.interest.meets(news)):
             if not client.can_be_asked:
                 raise CommitRefused("others changed objects meanwhile that the client has loaded: nothing was stored")
@@ -189,8 +190,7 @@ class Desk:
         """Put an applied commit among those that wait for the disk."""
         client, tid = commit.client, self.engine.journal.tid
         if client.can_be_asked or not news:  # the others learn of it by their next sync
-            client.told = tid
-            client.interest.drop(news)
+            client.told = tid  # it has nothing of that: there is nothing to drop
         client.interest.update(commit.records)
         client.stored(commit)
         self.groups.add(commit, news, tid)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from itertools import chain
 
 from pyroaring import BitMap64
 
@@ -133,12 +134,12 @@ class History:
 
     def since(self, told: int, client: object) -> list[bytes]:
         """Return what was changed since `client` was told; each object once."""
-        news: dict[bytes, None] = {}
+        found: list[list[bytes]] = []
         for entry in reversed(self._entries):
             if entry.tid <= told:
                 break
             if entry.author is not client:
-                news.update(dict.fromkeys(entry.names()))
+                found.append(entry.oids or entry.names())
         if told < self.old_until:
-            news.update(dict.fromkeys(pack_oids(self._old)))
-        return list(news)
+            found.append(pack_oids(self._old))
+        return list(dict.fromkeys(chain.from_iterable(found))) if found else []
