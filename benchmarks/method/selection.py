@@ -27,8 +27,8 @@ def rows(found: Found, chosen: Sequence[Line]) -> list[list[str]]:
     missing = [each for line in chosen for each in lacking(line, found)]
     if missing:
         raise BadResults(
-            f"the README asks for what was not measured: {'; '.join(missing)}; run these benchmarks, with all peers and "
-            "--full, or correct benchmarks/method/chosen.py"
+            f"the README asks for what was not measured: {'; '.join(missing)}; run them, with all peers and --full, "
+            "or correct benchmarks/method/chosen.py"
         )
     return [_row(line, found[line.result][0]) for line in chosen]
 
