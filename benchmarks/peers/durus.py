@@ -185,3 +185,13 @@ sqlite_store, sqlite_database = _levels(_sqlite)
 def file_packed_store(path: Path) -> PackedStore:
     """Open a FileStorage of Durus that `fill` leaves packed."""
     return PackedStore(_file(path))
+
+
+def file_repaired_store(path: Path) -> DurusStore:
+    """Open a FileStorage that ends in the middle of a commit: it is cut off, which has to be asked for."""
+    return DurusStore(FileStorage(str(path), repair=True))
+
+
+def file2_repaired_store(path: Path) -> DurusStore:
+    """The same for a FileStorage2."""
+    return DurusStore(FileStorage2(str(path), repair=True))

@@ -26,7 +26,6 @@ from benchmarks.peers.registry import (
     SQLITE3,
     SQLITE_STORAGE,
     ZODB_FILE,
-    Peer,
     open_database,
     open_store,
 )
@@ -41,6 +40,8 @@ COLD = "µs a record, cold"
 FROM_STORE, FROM_CACHE = "µs an object, from the store", "µs an object, from the cache of objects"
 COLD_OBJECT = "µs an object, cold"
 DROPPED = "dropped"
+FEW = 100
+"""One object in so many is loaded cold: few others are near, which would be read with it."""
 COMPARED = 1000
 """Records of each round that are compared with what was stored."""
 
@@ -49,20 +50,20 @@ COMPARED = 1000
 class Sizes:
     """How much is done."""
 
-    objects: int
-    cold: int
-    """Random loads from the disk."""
+    records: int
+    """What is small enough for every cache; of objects, which take longer, a quarter."""
     rounds: int
     cold_rounds: int
     few: bool = False
     """Whether only some peers take part, and the first pass counts."""
 
+    @property
+    def objects(self) -> int:
+        """Return how many objects are loaded through a connection."""
+        return self.records // 4
 
-SIZES = {
-    "tiny": Sizes(1500, 5, 1, 1, few=True),
-    "quick": Sizes(20_000, 200, 5, 2),
-    "full": Sizes(100_000, 2000, 15, 5),
-}
+
+SIZES = {"tiny": Sizes(4000, 1, 1, few=True), "quick": Sizes(10_000, 5, 2), "full": Sizes(100_000, 9, 5)}
 
 
 def timed(work: Callable[[], int], number: int, expected: int) -> float:
@@ -116,13 +117,15 @@ class Loads(Contender):
 class ColdLoads(Contender):
     """Loads random records of a store that was just opened, after the system's cache was dropped."""
 
-    def __init__(self, peer: str, path: str, objects: int, number: int) -> None:
+    peers, column, what = RECORDS, COLD, "records"
+
+    def __init__(self, peer: str, path: str, objects: int) -> None:
         """Open it; what opening itself read is dropped, too, as far as the store does not keep it."""
         super().__init__(peer, path)
         filled(peer, self.path, objects)
         self._dropped = drop(self.path)
         self._store = open_store(peer, self.path)
-        self._numbers = items(objects, number)
+        self._numbers = items(objects, objects // FEW)
         drop(self.path)
 
     def round(self) -> dict[str, float]:
@@ -174,14 +177,16 @@ class ObjectLoads(Contender):
 class ColdObjectLoads(Contender):
     """Uses random items of a database that was just opened, after the system's cache was dropped."""
 
-    def __init__(self, peer: str, path: str, objects: int, number: int) -> None:
+    peers, column, what = OBJECTS, COLD_OBJECT, "objects, through a connection that has their folders"
+
+    def __init__(self, peer: str, path: str, objects: int) -> None:
         """Open it, and load the folders; what that read is dropped, too, as far as the store does not keep it."""
         super().__init__(peer, path)
         built(peer, self.path, objects)
         self._dropped = drop(self.path)
         self._database = open_database(peer, self.path)
         found = unloaded(self._database)
-        self._found = Random(1).sample(found, min(number, len(found)))
+        self._found = Random(1).sample(found, objects // FEW)
         drop(self.path)
 
     def round(self) -> dict[str, float]:
@@ -200,18 +205,18 @@ def load(directory: Path, sizes: Sizes) -> list[Result]:
         place.mkdir()
     return [
         _records(places[0], sizes),
-        _cold(places[0], sizes, ColdLoads, some(RECORDS, sizes.few), COLD),
+        _cold(places[0], sizes.records, sizes, ColdLoads),
         _objects(places[1], sizes),
-        _cold(places[1], sizes, ColdObjectLoads, some(OBJECTS, sizes.few), COLD_OBJECT),
+        _cold(places[1], sizes.objects, sizes, ColdObjectLoads),
     ]
 
 
 def _records(directory: Path, sizes: Sizes) -> Result:
     peers = some(RECORDS, sizes.few)
-    found = contest(Loads, peers, directory, [sizes.objects], sizes.rounds, warm=not sizes.few)
+    found = contest(Loads, peers, directory, [sizes.records], sizes.rounds, warm=not sizes.few)
     result = Result(
         "load, records",
-        f"{sizes.objects:,} records of {len(record(1))} bytes, folders more, stored by the thousand, closed and "
+        f"{sizes.records:,} records of {len(record(1))} bytes, folders more, stored by the thousand, closed and "
         "reopened: each loaded once a pass. Everything was read before.",
     )
     rows(result, peers, found)
@@ -223,7 +228,9 @@ def _records(directory: Path, sizes: Sizes) -> Result:
             result.figure(f"random order, {peer.name} / ours", against(found, RANDOM, peer, OURS))
     for peer in (FILE, FILE_PACKED):
         result.figure(f"in order of oids, {peer.name} / ours", against(found, IN_ORDER, peer, OURS))
-    result.notes.append("as built, FileStorage has neighbours in one read buffer; few programs load in this order")
+    result.notes.append(
+        "as built, FileStorage has neighbours in one buffer of its file; few programs load in the order of oids"
+    )
     return result
 
 
@@ -242,20 +249,19 @@ def _objects(directory: Path, sizes: Sizes) -> Result:
     return result
 
 
-def _cold(directory: Path, sizes: Sizes, kind: type[Contender], peers: Sequence[Peer], column: str) -> Result:
-    arguments = [sizes.objects, sizes.cold]
-    found = contest(kind, peers, directory, arguments, sizes.cold_rounds, warm=False, fresh=True)
-    what = "records" if kind is ColdLoads else "objects, through a connection that has their folders"
+def _cold(directory: Path, count: int, sizes: Sizes, kind: type[ColdLoads | ColdObjectLoads]) -> Result:
+    peers = some(kind.peers, sizes.few)
+    found = contest(kind, peers, directory, [count], sizes.cold_rounds, warm=False, fresh=True)
     result = Result(
-        f"load, cold {what.partition(',')[0]}",
-        f"{sizes.cold:,} random ones of {sizes.objects:,} {what}, in a fresh process, after the store was opened and "
+        f"load, cold {kind.what.partition(',')[0]}",
+        f"{count // FEW:,} random ones of {count:,} {kind.what}, in a fresh process, after the store was opened and "
         "the system's cache of its files was dropped. What lies below, such as the cache of a virtual machine's "
         "host, is as it was.",
     )
     _tell_dropped(result, found)
     rows(result, peers, found)
     for peer in peers[1:]:
-        result.figure(f"{peer.name} / ours", against(found, column, peer, OURS))
+        result.figure(f"{peer.name} / ours", against(found, kind.column, peer, OURS))
     return result
 
 
