@@ -38,19 +38,20 @@ class CannotCount(Exception):
     """Raised when strace is missing, or may not trace: before anything was done."""
 
 
-def counted(pid: int, work: Callable[[], object]) -> int:
+def counted(pid: int, work: Callable[[], object], *others: int) -> int:
     """Return the syncs of a process, its threads and its children while something is done.
 
     Args:
         pid: the process.
         work: has it do something, and returns when it is done.
+        others: more processes that are counted.
 
     Raises:
         CannotCount: strace is missing, or may not trace; `work` was not called.
     """
     if not shutil.which("strace"):
         raise CannotCount("strace is not installed")
-    pids = tree(pid)
+    pids = list(dict.fromkeys(each for one in (pid, *others) for each in tree(one)))
     with tempfile.TemporaryDirectory(prefix="syncs-") as directory:
         output = Path(directory, "calls")
         open_before = {thread: files for each in pids for thread, files in _threads(each)}

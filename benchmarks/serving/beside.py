@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from benchmarks.method.contest import Found, against, rows
+from benchmarks.method.contest import SYNCS_A_COMMIT, Found, against, rows
 from benchmarks.method.measure import Result, progress
+from benchmarks.method.syncs import CannotCount, counted
 from benchmarks.method.workers import Worker, together
 from benchmarks.peers.registry import present
 from benchmarks.serving.clients import Measured
@@ -24,7 +25,7 @@ CACHED = [ZEO, RELSTORAGE]
 """Whose clients have a cache of records."""
 SERVER_PEAK = "server's peak MB"
 
-NOTICE = 0.03
+NOTICE = 0.02
 """Seconds from telling users what to do to when they begin, all at once."""
 
 
@@ -45,8 +46,8 @@ class Sizes:
 
 SIZES = {
     "tiny": Sizes(2000, 2, 3, 5, 0.01, 1),
-    "quick": Sizes(20_000, 8, 40, 100, 0.12, 2),
-    "full": Sizes(100_000, 8, 200, 500, 1.0, 5),
+    "quick": Sizes(20_000, 8, 40, 100, 0.08, 2),
+    "full": Sizes(100_000, 8, 200, 500, 1.0, 4),
 }
 
 
@@ -57,10 +58,12 @@ Done = tuple[str, str, dict[str, float]]
 def beside(directory: Path, sizes: Sizes) -> list[Result]:
     """Compare loads, commits and both, of one client and of several."""
     with Ring(directory, sizes) as ring:
-        for _ in range(sizes.rounds):
-            ring.round()
+        for number in range(sizes.rounds):
+            ring.round(last=0 < number == sizes.rounds - 1)
         ring.verify()
-        return _results(ring.found, sizes)
+        results = [_result(work, ring.found[work], sizes) for work in sorted(ring.found, key=_order)]
+        results[0].notes += ring.notes
+        return results
 
 
 class Ring:
@@ -76,6 +79,8 @@ class Ring:
         self._committed: dict[str, dict[int, int]] = {}
         self.found: dict[str, Found] = {}
         """Work -> what was found."""
+        self.notes: set[str] = set()
+        """What else is to be said."""
 
     def __enter__(self) -> Ring:
         """Start all."""
@@ -99,16 +104,16 @@ class Ring:
         """End all."""
         self._stack.close()
 
-    def round(self) -> None:
-        """Let users work with each way."""
+    def round(self, *, last: bool) -> None:
+        """Let users work with each way; in the last round of several, count syncs as well."""
         for way in present(WAYS):
             progress(f"serve-peers: {way.name}")
-            for work, name, numbers in self._visited(way):
+            for work, name, numbers in self._visited(way, last):
                 columns = self.found.setdefault(work, {}).setdefault(name, {})
                 for column, number in numbers.items():
                     columns.setdefault(column, []).append(number)
 
-    def _visited(self, way: Way) -> list[Done]:
+    def _visited(self, way: Way, last: bool) -> list[Done]:
         """Let users work with one: the first of them alone, and then all; return what they did."""
         place, sizes = self._keepers[way.name].call("place"), self._sizes
         connected: list[Worker] = []
@@ -119,6 +124,7 @@ class Ring:
             together(new, "prepare", sizes.users, sizes.own, sizes.hot)
             connected += new
             found += self._works(way, connected)
+        found += self._syncs(way) if last else []
         for user in connected:
             self._committed.setdefault(way.name, {}).update(user.call("changed"))
         together(connected, "disconnect")
@@ -137,6 +143,22 @@ class Ring:
         if len(connected) > 1:
             found.append((f"both, {who}", way.name, _both(connected, window)))
         return found
+
+    def _syncs(self, way: Way) -> list[Done]:
+        """Return the syncs of all processes, for each commit, while all users commit once more."""
+        measured: list[Measured] = []
+        pids = [worker.pid for worker in (self._keepers[way.name], *self._users)]
+
+        def work() -> None:
+            measured.extend(together(self._users, "commits", soon(), self._sizes.window))
+
+        try:
+            number = counted(pids[0], work, *pids[1:])
+        except CannotCount as error:
+            self.notes.add(f"Syncs were not counted: {error}.")
+            return []
+        commits = sum(len(each["taken"]) for each in measured)
+        return [(f"commits, {clients(self._sizes.users)}", way.name, {SYNCS_A_COMMIT: number / commits})]
 
     def _peak(self, way: Way) -> dict[str, float]:
         return {} if way.keeper is Files else {SERVER_PEAK: self._keepers[way.name].call("peak")}
@@ -196,8 +218,8 @@ def from_cache(way: Way) -> Way:
 # --- what comes out
 
 
-def _results(found: dict[str, Found], sizes: Sizes) -> list[Result]:
-    return [_result(work, found[work], sizes) for work in sorted(found, key=lambda work: work.split(",")[0] == "both")]
+def _order(work: str) -> int:
+    return ["loads", "commits", "both"].index(work.split(",")[0])
 
 
 def _result(work: str, found: Found, sizes: Sizes) -> Result:

@@ -81,10 +81,11 @@ class Sizes:
     limit: float
     """Seconds that a collection may take."""
     rounds: int
+    usages: tuple[str, ...] = (RESTLESS, STEADY)
 
 
 SIZES = {
-    "tiny": Sizes(600, 2, 3, 0.05, 0.1, 1),
+    "tiny": Sizes(600, 2, 3, 0.05, 0.1, 1, (RESTLESS,)),
     "quick": Sizes(4000, 8, 20, 0.3, 1.0, 1),
     "full": Sizes(50_000, 8, 100, 3.0, 12.0, 1),
 }
@@ -93,7 +94,7 @@ SIZES = {
 def collecting_meanwhile(directory: Path, sizes: Sizes) -> list[Result]:
     """Compare what clients notice, who work without a rest, and who work steadily."""
     holder = littered(sizes.live)[1]
-    found: dict[str, Found] = {RESTLESS: {}, STEADY: {}}
+    found = {usage: Found() for usage in sizes.usages}
     with ExitStack() as stack:
         stored(directory, sizes.live)
         working = users(stack, sizes.users)
@@ -247,8 +248,8 @@ def _result(usage: str, thing: str, found: Found, sizes: Sizes) -> Result:
         f"items, the others and the garbage trees with pointers to the parents. {half} load items, {half} commit new "
         f"versions of items, one a commit, {HOW[usage]}; {sizes.before:g} s without a collection, and then from the "
         f"commit that makes the garbage to the end of the collection, at most {sizes.limit:g} s. The same records, for "
-        "ZODB as pickles; clients use their caches where they have some. Verified: each record that was loaded, each object that was committed, and the number of "
-        "objects that are left.",
+        "ZODB as pickles; clients use their caches where they have some. Verified: each record that was loaded, "
+        "each object that was committed, and the number of objects that are left.",
     )
     other = {"load": "commit", "commit": "load"}[thing]
     shown = {

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from durus.client_storage import ClientStorage as DurusClientStorage
 from durus.error import ReadConflictError
 from durus.storage import Storage
 
 from benchmarks.peers.contract import Record, Store
 from benchmarks.peers.durus import DurusStore
 from benchmarks.peers.sqlite import SqliteStore
-from berkeleydb_storage import SharedStorage
-from berkeleydb_storage.client import ClientStorage
+from benchmarks.serving.clients import DURUS, OURS, SHARED, connected, ignore
 
 HOST = "127.0.0.1"
 PASSWORD = "a password of letters"
@@ -68,11 +66,7 @@ class DurusClient(DurusStore):
         storage.begin()
         for oid, record in changes:
             storage.store(oid, record)
-        storage.end(_ignore)
-
-
-def _ignore(oids: Sequence[bytes]) -> None:
-    """Have nothing against what others changed."""
+        storage.end(ignore)
 
 
 class CyberClient:
@@ -139,17 +133,17 @@ class SqliteClient(SqliteStore):
 
 def ours(port: int) -> DurusClient:
     """Return a client of our server."""
-    return DurusClient(ClientStorage(f"{HOST}:{port}"))
+    return DurusClient(connected(OURS, port))
 
 
 def shared(directory: str) -> DurusClient:
     """Return a storage of ours that processes share."""
-    return DurusClient(SharedStorage(directory))
+    return DurusClient(connected(SHARED, directory))
 
 
 def durus(port: int) -> DurusClient:
     """Return a client of Durus' server."""
-    return DurusClient(DurusClientStorage(HOST, port))
+    return DurusClient(connected(DURUS, port))
 
 
 STORES = {
