@@ -166,6 +166,37 @@ def test_calls_that_threads_began_before_others_ended():
     assert syncs.syncs(lines, {7: (files := set()), 8: files}) == 6
 
 
+class Forking:
+    """Has a child that waits for ever, and waits for it."""
+
+    def fork(self):
+        self._child = os.fork()
+        if not self._child:
+            threading.Event().wait()
+        return self._child
+
+    def wait(self):
+        os.waitpid(self._child, 0)
+
+
+INTERRUPTED = """
+from test_bench_method import Forking, Worker
+with Worker(Forking) as worker:
+    print(worker.call("fork"))
+    worker.start("wait")
+    raise KeyboardInterrupt
+"""
+
+
+def test_who_interrupts_ends_what_the_workers_began():
+    """Otherwise the child would keep the standard error open for ever."""
+    command = [sys.executable, "-c", INTERRUPTED]
+    root = Path(__file__).parents[1]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=root)
+    assert "KeyboardInterrupt" in ran.stderr
+    assert int(ran.stdout) > 0
+
+
 class Commits(Contender):
     """Syncs three times for each of two commits."""
 

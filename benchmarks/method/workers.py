@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # a Ctrl+C is for the parent, which ends all of them
         )
 
     @property
@@ -68,16 +70,22 @@ class Worker:
         return self.wait()
 
     def close(self) -> None:
-        """End it: its object is closed."""
+        """End it: its object is closed; but where the user interrupts, it is killed, with all that it began."""
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            self._kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
             raise
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Worker:
         """Wait until it is there."""
