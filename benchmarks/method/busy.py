@@ -21,7 +21,7 @@ MOST_STEAL = 0.02
 MOST_SLOWER = 1.5
 """How much slower syncs may be after than before, or the other way round, before we warn."""
 
-SYNCS = 50
+SYNCS = 25
 """Syncs that are timed before and after."""
 
 
