@@ -24,7 +24,6 @@ OURS, FILE, FILE2, BARE = "ours", "FileStorage", "FileStorage2", "bare Berkeley 
 NEVER_SYNCS = "hands each commit to the system, never syncs"
 SYNCS = "syncs each commit"
 HANDS_OVER = "durable=False: hands each commit to the system, never syncs"
-BUFFERS = "durable=False, async_log_write=False: log in a buffer of 1 MiB"
 
 
 def ours(directory: Path, **options: Any) -> BerkeleyDBStorage:
