@@ -96,7 +96,8 @@ MEASURES = (
         IN_USE,
         "MB",
         "Memory of the process in use",
-        "MB of memory (RSS), at most, of the whole process that loads and commits: interpreter, imports, caches.",
+        "MB of memory (RSS), at most, of the whole process that loads and commits: interpreter, imports, caches "
+        "as they come; of LMDB also those pages of its file that it has looked at.",
     ),
     Measure(
         "load",
@@ -104,7 +105,8 @@ MEASURES = (
         "µs",
         "Loading a random object",
         "Microseconds to load a random object, others in each round, the first of which is not measured; the files are "
-        "in the system's cache, caches of the storage as they come.",
+        "in the system's cache. Ours, Berkeley DB, sqlite3, RelStorage and shelve have caches of 64 MiB besides, our "
+        "default; what does not fit in there is read from the system's.",
     ),
     Measure(
         "load cold",
@@ -213,7 +215,9 @@ def _absent(measure: Measure, grown: Grown) -> list[str]:
     for count in grown:
         missing = [peer.name for peer in here if count not in _series(measure, grown, peer)]
         if missing:
-            notes.append(f"at {count:,} objects not measured, to save time: {', '.join(missing)}")
+            notes.append(
+                f"at {count:,} objects not measured (it takes long, or was not possible): {', '.join(missing)}"
+            )
     if lacking := [peer.name for peer in measure.peers if peer not in here]:
         notes.append(f"not installed, so not measured: {', '.join(lacking)} (pip install -e '.[bench]')")
     return notes
