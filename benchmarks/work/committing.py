@@ -73,7 +73,7 @@ class Sizes:
 SIZES = {
     "tiny": Sizes(5, 5, 1, 1, few=True),
     "quick": Sizes(200, 1000, 1, 5),
-    "full": Sizes(1000, 10_000, 5, 9),
+    "full": Sizes(1000, 10_000, 5, 11),
 }
 
 

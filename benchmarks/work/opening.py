@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from random import Random
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 from benchmarks.method.contest import PEAK, Contender, Found, against, contest, rows
@@ -37,7 +38,7 @@ from benchmarks.work.stores import apart, filled, forked, items, some, verify
 CLOSED = [OURS, FILE, FILE_PACKED, FILE2, SQLITE_STORAGE, ZODB_FILE, RELSTORAGE, BARE, LMDB, SQLITE3, SHELVE]
 KILLED = [peer for peer in CLOSED if peer != FILE_PACKED]
 MAY_BREAK = (SHELVE.name,)
-"""Who promises nothing of what is there after a kill."""
+"""Who promises nothing of what is there after a kill. Each is one file."""
 REPAIRING = {FILE.name: "file_repaired_store", FILE2.name: "file2_repaired_store"}
 """Who may refuse to open after a kill without `repair=True`, and what opens it so."""
 TRIED = (*MAY_BREAK, *REPAIRING)
@@ -64,7 +65,7 @@ class Sizes:
     """Whether only some peers take part, and the first round counts."""
 
 
-SIZES = {"tiny": Sizes(1500, 5, 1, few=True), "quick": Sizes(30_000, 200, 2), "full": Sizes(1_000_000, 2000, 3)}
+SIZES = {"tiny": Sizes(5000, 5, 1, few=True), "quick": Sizes(30_000, 200, 2), "full": Sizes(1_000_000, 2000, 3)}
 
 
 class Opens(Contender):
@@ -142,6 +143,8 @@ class OpensAfterKill(Opens):
         super().__init__(peer, path, objects)
 
     def _prepare(self) -> None:
+        if self.peer in MAY_BREAK:
+            copyfile(self.path, self._whole())
         reading, writing = os.pipe()
         pid = forked(lambda: self._commit_on(reading, writing))
         os.close(writing)
@@ -167,7 +170,7 @@ class OpensAfterKill(Opens):
             os.write(writing, b".")
 
     def round(self) -> dict[str, float]:
-        """Open it, if it can be opened; what may be broken is made anew for the next round."""
+        """Open it, if it can be opened; what may be broken is as before for the next round."""
         self._failed = self.peer in TRIED and not self._usable()
         if self._failed and self.peer not in REPAIRING:
             self._peak = memory()[1]
@@ -175,8 +178,11 @@ class OpensAfterKill(Opens):
         else:
             found = super().round()
         if self.peer in MAY_BREAK:
-            self.remove()
+            self._whole().replace(self.path)
         return found
+
+    def _whole(self) -> Path:
+        return self.path.with_name("whole")
 
     def _usable(self) -> bool:
         """Tell whether it can be opened, found out by another process: it may crash, or never end."""
