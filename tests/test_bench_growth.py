@@ -109,25 +109,22 @@ def test_zodb_is_told_how_to_find_references(peer, place):
 
 
 @pytest.mark.skipif(not is_here(RELSTORAGE), reason="RelStorage is not installed")
-def test_relstorage_is_mended_only_as_long_as_it_needs_that(monkeypatch):
-    from relstorage.adapters.batch import RowBatcher
+def test_relstorage_is_mended_where_it_is_packed():
     from relstorage.adapters.sqlite.batch import Sqlite3RowBatcher
 
-    monkeypatch.setattr(RowBatcher, "_do_inserts", RowBatcher._do_inserts)  # is put back after the test
+    def fill(connection):
+        batcher = Sqlite3RowBatcher(connection.cursor(), bind_limit=3)
+        for kind in ("a, b", "b, a"):
+            batcher.insert_into(f"many ({kind})", "?, ?", (1, 2), kind, 2)
+        batcher.flush()
+
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE many (a, b)")
-
-        def fill():
-            batcher = Sqlite3RowBatcher(connection.cursor(), bind_limit=3)
-            for kind in ("a, b", "b, a"):
-                batcher.insert_into(f"many ({kind})", "?, ?", (1, 2), kind, 2)
-            batcher.flush()
-
+        with dropping.mended_relstorage():
+            fill(connection)
+        assert sorted(connection.execute("SELECT * FROM many")) == [(1, 2), (2, 1)]
         with pytest.raises(sqlite3.OperationalError, match="incomplete input"):
-            fill()
-        dropping.mend_relstorage()
-        fill()
-        assert sorted(connection.execute("SELECT * FROM many")) == [(1, 2), (1, 2), (2, 1)]
+            fill(connection)  # it needs that still
 
 
 def test_what_is_left_or_lost_is_noticed(tmp_path):

@@ -7,7 +7,8 @@ ours in the background, the others by a pack, which reads all that lives.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -245,12 +246,17 @@ def packer(storage: Any) -> Callable[[], object]:
     """Return what packs a storage of Durus or of ZODB; the latter is told how to find the references of our records."""
     if isinstance(storage, Storage):
         return storage.pack
-    if type(storage).__module__.startswith("relstorage"):
-        mend_relstorage()
-    return lambda: storage.pack(time.time(), _referred)
+    mended = mended_relstorage if type(storage).__module__.startswith("relstorage") else nullcontext
+
+    def pack() -> None:
+        with mended():
+            storage.pack(time.time(), _referred)
+
+    return pack
 
 
-def mend_relstorage() -> None:
+@contextmanager
+def mended_relstorage() -> Iterator[None]:
     """Let RelStorage 4.3 pack objects with references among many that have none, on sqlite3.
 
     Where it empties a batch before the first row of another kind goes in, it asks sqlite3 to insert no rows, which that
@@ -267,6 +273,10 @@ def mend_relstorage() -> None:
         return count
 
     RowBatcher._do_inserts = insert_rows
+    try:
+        yield
+    finally:
+        RowBatcher._do_inserts = insert
 
 
 def _referred(data: bytes, found: list[bytes] | None = None) -> list[bytes]:
