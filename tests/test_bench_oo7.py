@@ -81,5 +81,5 @@ def test_an_operation_that_returns_something_else_is_found_out(tmp_path, monkeyp
 
 
 def test_parts_that_were_not_deleted_are_found_out(tmp_path):
-    with pytest.raises(AssertionError, match="there are too many atomic parts"):
+    with pytest.raises(AssertionError, match="there are too many atomic parts, or too few"):
         contender(tmp_path, hot=[INSERT]).round()

@@ -56,3 +56,8 @@ def between(index: BTree, low: int, high: int) -> Iterator[Any]:
 def everything(index: BTree) -> Iterator[Any]:
     """Yield all that is in an index, in the order of the keys."""
     return index.itervalues()
+
+
+def size(index: BTree) -> int:
+    """Return how many keys an index has, without what they lead to."""
+    return len(index)

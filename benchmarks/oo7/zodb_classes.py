@@ -57,3 +57,8 @@ def between(index: LOBTree, low: int, high: int) -> Iterator[Any]:
 def everything(index: LOBTree) -> Iterator[Any]:
     """Yield all that is in an index, in the order of the keys."""
     return index.itervalues()
+
+
+def size(index: LOBTree) -> int:
+    """Return how many keys an index has, without what they lead to."""
+    return len(index)

@@ -84,7 +84,7 @@ class Traversing(Contender):
 def undropped(found: Found) -> list[str]:
     """Take the column `DROPPED` away; return a note on whose caches were not quite empty."""
     kept = [peer for peer, columns in found.items() if not all(columns.pop(DROPPED))]
-    return [f"cold, the system kept something that was mapped: {', '.join(kept)}"] if kept else []
+    return [f"cold, the system kept a little of these files in memory: {', '.join(kept)}"] if kept else []
 
 
 def mean_against(found: Found, columns: Sequence[str], peer: Peer, other: Peer) -> Series | None:
