@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
 
 import pytest
 from graphs import (
@@ -11,6 +13,7 @@ from graphs import (
     drain,
     hand_out,
     number,
+    oid,
     queue,
     quiet,
     record,
@@ -32,7 +35,7 @@ from berkeleydb_storage import (
 from berkeleydb_storage.environment import GARBAGE
 from berkeleydb_storage.format import unpack_garbage_key
 from berkeleydb_storage.garbage import collector as module
-from berkeleydb_storage.garbage.collector import STEP
+from berkeleydb_storage.garbage.collector import LOOKUPS, STEP
 
 PATIENCE = 60.0
 """Seconds after which a thread is taken for dead."""
@@ -317,6 +320,58 @@ def test_a_long_turn_of_the_thread_pauses_between_steps(storage, monkeypatch):
     storage._running.collector.background_turn()
     assert paused == [module.PAUSE] * 2
     assert queue(storage) == []
+
+
+def test_the_thread_waits_while_something_is_done_exclusively(storage):
+    collector = storage._running.collector
+    commit(storage, record(0, 1), record(1))
+    commit(storage, record(0))
+    collector.policy.grace, collector.policy.amount = 0, lambda numbers: 10**6
+    with ThreadPoolExecutor(1) as other, storage._engine.transactions.exclusion.during("a migration"):
+        other.submit(collector.background_turn).result(PATIENCE)
+    assert len(queue(storage)) == 1
+    collector.background_turn()
+    assert queue(storage) == []
+
+
+def test_loads_are_noticed(storage):
+    collector = storage._running.collector
+    commit(storage, record(0, 1), record(1))
+    collector.background_turn()
+    for loads in (0, LOOKUPS + 1):
+        used, collector._asked = collector._used, -inf
+        for _ in range(loads):
+            storage.load(oid(1))
+        collector.background_turn()
+        assert (collector._used > used) == (loads > 0)
+
+
+def test_what_the_thread_does_itself_is_no_use_of_the_storage(storage):
+    collector = storage._running.collector
+    commit(storage, record(0, *range(1, 36)), *map(record, range(1, 36)))
+    commit(storage, record(0))
+    collector.background_turn()
+    used, collector._asked = collector._used, -inf
+    collector.policy.grace, collector.policy.amount = 0, lambda numbers: 10**6
+    collector.background_turn()
+    collector._asked = -inf
+    collector.background_turn()
+    assert queue(storage) == []
+    assert collector._used == used
+
+
+def test_at_rest_it_is_seldom_asked_how_much_was_looked_up(storage, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "IDLE", inf)
+    monkeypatch.setattr(storage._engine.environment, "lookups", lambda: asked.append(True) or 0)
+    commit(storage, record(0, 1), record(1))
+    for _ in range(5):
+        storage._running.collector.background_turn()
+    assert len(asked) == 1
+    commit(storage, record(0))
+    for _ in range(5):
+        storage._running.collector.background_turn()
+    assert len(asked) == 6
 
 
 def test_what_was_collected_is_counted(storage):

@@ -82,7 +82,8 @@ class Collector:
         self._compacting: compaction.Steps | None = None
         self._compacted = -inf  # when a compaction was complete, by the monotonic clock
         self._used = time.monotonic()  # when others last used the storage
-        self._lookups = 0  # pages that were looked up until the last turn ended
+        self._lookups = 0  # pages that had been looked up when that was asked last
+        self._asked = -inf  # when that was, by the monotonic clock
         self.packed = self._time_of(META_PACKED)
         """When a full pack was last complete, or else the storage created, in seconds since the epoch."""
 
@@ -136,16 +137,26 @@ class Collector:
 
     def background_turn(self) -> None:
         """Do what the policy says, gently; a full disk, or a migration, is waited out, and a close ends it."""
-        self._notice_others()
+        if not self._at_rest() or time.monotonic() - self._asked >= IDLE:
+            self._notice_others()
+        done = 0
         try:
-            self.turn(pause=PAUSE)
+            done = self.turn(pause=PAUSE)
         except CommitRefused as error:
             logger.debug("garbage waits: %s", error)
         except StorageClosed:
             if not self._engine.closing:
                 raise
             return
-        self._lookups = self._engine.environment.lookups()
+        if done or self._compacting is not None:
+            self._lookups = self._engine.environment.lookups()
+
+    def _at_rest(self) -> bool:
+        """Tell whether there is nothing to do that how idle the storage is could matter for, as far as is known."""
+        counts = self._engine.counts
+        suspects = counts.pending or (counts.suspects and not self._suspicion.complete)
+        wanted = self._packs.wanted or self._compacting is not None
+        return not (counts.garbage or suspects or self._engine.doomed.closed or wanted)
 
     @property
     def packing(self) -> Packing | None:
@@ -298,9 +309,14 @@ class Collector:
         return self._time_of(META_SEARCHED) or None
 
     def _notice_others(self) -> None:
-        """Notice whether others have used the storage since the last turn of the background thread."""
-        if self._engine.environment.lookups() - self._lookups > LOOKUPS:
-            self._used = time.monotonic()
+        """Notice whether others have used the storage since the last turn of the background thread.
+
+        The library goes through its whole cache for that number: a microsecond for each MB.
+        """
+        lookups, self._asked = self._engine.environment.lookups(), time.monotonic()
+        if lookups - self._lookups > LOOKUPS:
+            self._used = self._asked
+        self._lookups = lookups
 
     def validate(self) -> int:
         """Re-check every entry of the queue, take out those that are wrong, and return how many that were."""
