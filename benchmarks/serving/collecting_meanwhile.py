@@ -87,7 +87,7 @@ class Sizes:
 SIZES = {
     "tiny": Sizes(600, 2, 3, 0.05, 0.1, 1, (RESTLESS,)),
     "quick": Sizes(4000, 8, 20, 0.3, 1.0, 1),
-    "full": Sizes(50_000, 8, 100, 3.0, 12.0, 1),
+    "full": Sizes(40_000, 8, 100, 3.0, 14.0, 1),
 }
 
 
