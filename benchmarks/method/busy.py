@@ -1,6 +1,7 @@
 """Watches what else the machine did while a benchmark ran: others make numbers worse, and nobody sees it in them.
 
-Who is not ours: every process that is neither this one, nor descends from it, nor did so until it ended.
+Who is not ours: every process that is neither this one, nor descends from it, nor did so until it ended. The kernel's
+own threads, and its interrupts, are nobody's: most of their work is to bring to the disk what we wrote.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ MOST_STEAL = 0.02
 MOST_SLOWER = 1.5
 """How much slower syncs may be after than before, or the other way round, before we warn."""
 
+KTHREADD = 2
+"""Number of the process that all threads of the kernel descend from (Linux)."""
+TICKS = os.sysconf("SC_CLK_TCK")
 SYNCS = 25
 """Syncs that are timed before and after."""
 
@@ -124,8 +128,19 @@ def _machine() -> tuple[float | None, float | None]:
         first = Path("/proc/stat").read_text().splitlines()[0]
     except OSError:
         return None, None
-    user, nice, system, _, _, irq, soft, steal = (int(each) / os.sysconf("SC_CLK_TCK") for each in first.split()[1:9])
-    return user + nice + system + irq + soft, steal
+    user, nice, system, _, _, _, _, steal = (int(each) / TICKS for each in first.split()[1:9])
+    return user + nice + system - _kernel(), steal
+
+
+def _kernel() -> float:
+    """Return what the kernel's threads used; 0 where they are not seen, as from some containers."""
+    try:
+        named = Path(f"/proc/{KTHREADD}/comm").read_text().strip()
+    except OSError:
+        return 0.0
+    if named != "kthreadd":
+        return 0.0
+    return sum(_used(int(entry.name), of=KTHREADD) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
 
 
 def _ours() -> float:
@@ -133,12 +148,13 @@ def _ours() -> float:
     return sum(_used(pid) for pid in tree(os.getpid())) if Path("/proc/self/stat").exists() else sum(os.times()[:4])
 
 
-def _used(pid: int) -> float:
+def _used(pid: int, of: int | None = None) -> float:
+    """Return what a process used, with those of its children that it waited for; 0 where its parent is not `of`."""
     try:
         after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:  # ended meanwhile
         return 0.0
-    return sum(map(int, after[11:15])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, after[11:15])) / TICKS if of in (None, int(after[1])) else 0.0
 
 
 def _waited() -> float | None:

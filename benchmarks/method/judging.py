@@ -18,7 +18,7 @@ DRIFT = 0.02
 STEADY = ("MB", "bytes", "syncs", "reads", "records", "objects")
 """Words of columns whose numbers do not differ by themselves."""
 SYNCED = "syncs each commit"
-"""How the durability of a row begins whose commits are on the disk when they return."""
+"""What the durability of a row says whose commits are on the disk when they return."""
 
 
 def is_ours(name: str) -> bool:
@@ -131,4 +131,4 @@ def _kind(row: Row) -> set[str]:
 
 def syncs(row: Row) -> bool:
     """Tell whether what a row is about has its commits on the disk when they return."""
-    return row.about.startswith(SYNCED)
+    return SYNCED in row.about
