@@ -12,6 +12,7 @@ from graphs import (
     drain,
     hand_out,
     number,
+    oid,
     oids,
     queue,
     quiet,
@@ -29,6 +30,7 @@ from berkeleydb_storage import (
 )
 from berkeleydb_storage.garbage import deletion
 from berkeleydb_storage.garbage.deletion import STEP
+from berkeleydb_storage.garbage.marking import Mark
 
 CHAIN = 100_000
 FAN = 20_000
@@ -445,3 +447,16 @@ def test_a_read_only_storage_is_not_packed(tmp_path, caplog):
         assert list(storage.get_packer()) == []
         assert storage.get_size() == 2
     assert "was opened read-only: it is not packed" in caplog.text
+
+
+@pytest.mark.parametrize("type", ["btree", "hash"])
+def test_a_mark_finds_neighbours_and_those_behind_gaps(type):
+    """Whatever is in between, or was deleted meanwhile."""
+    stored, asked = {1, 2, 3, 7, 8, 20}, [1, 2, 4, 5, 6, 7, 8, 9, 20, 21, 22]
+    with scratch_storage(30, type=type) as storage:
+        commit(storage, record(0, *stored), *map(record, stored))
+        mark = Mark(storage._engine, ordered=storage.ordered)
+        with storage._engine.lock:
+            found = mark._read(asked)
+        mark.close()
+    assert found == [(oid(key), record(key) if key in stored else None) for key in asked]

@@ -25,6 +25,24 @@ def test_a_search_is_freed_in_pieces_that_are_asked_for():
     assert not search.shed(10)
 
 
+def test_each_count_is_asked_for_once_a_turn():
+    """And anew in the next one: others commit in between."""
+    asked = []
+
+    def count(number):
+        asked.append(number)
+        return 1
+
+    search, turns = Search(1, RING, RING), 0
+    while search.outcome is None:
+        asked.clear()
+        search.run(ring, count, 10)
+        turns += 1
+        assert len(asked) == len(set(asked))
+    assert turns > 1
+    assert search.outcome == CLOSED
+
+
 def make_ring(storage):
     """Commit a ring, and let go of it."""
     hand_out(storage, RING + 1)
