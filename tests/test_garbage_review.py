@@ -107,7 +107,8 @@ def test_a_clock_that_was_set_back_keeps_no_garbage(tmp_path, monkeypatch):
         clocks.passed = 70
         collector.turn()
         assert storage.get_size() == 1
-        assert 70 <= collector.numbers().since_pack < DAY
+        # what ends a pack has no journal row, so that the clock of the next opening begins a little before it
+        assert 60 <= collector.numbers().since_pack < DAY
 
 
 def test_time_goes_on_while_the_clock_is_behind_the_last_transaction(monkeypatch):
