@@ -146,8 +146,10 @@ def test_all_that_is_missing_is_told():
         Line("w", "open", {}),
         Line("w", "load, records", {"x": "ZODB / ours", "y": "FileStorage / ours"}),
         Line("w {}", "load, records", {}, own=(("ours", "ms"),)),
+        Line("load 1,000 of 10,000", "load, records", {}),
     )
-    with pytest.raises(BadResults, match="measured: open; load, records: ZODB / ours; load, records: ours: ms; run"):
+    missing = "open; load, records: ZODB / ours; load, records: ours: ms; load, records: with 10,000; run"
+    with pytest.raises(BadResults, match=f"what was not measured: {missing}"):
         rows(merged([run(loads())]), lines)
 
 

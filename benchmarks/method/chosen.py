@@ -164,7 +164,7 @@ CHOSEN = (
     _clients("server, 8 clients: {} commits/s", "commit", ALL_SYNC, "over FileStorage2", "ZEO", REL),
     Line(
         "commits of 4 clients while garbage is collected: 99th percentile",
-        "collect-busy, commits, steady",
+        "collect-busy, commits, steadily",
         {
             "without": "p99 of commits, collecting / not, ours, as it goes",
             "a full pack": "p99 of commits, collecting / not, ours, full pack",

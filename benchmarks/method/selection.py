@@ -14,6 +14,9 @@ from benchmarks.method.results import BadResults
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 """Between these lines of the README is what this module writes."""
 
+SIZE = re.compile(r"\d+(?:,\d{3})+")
+"""A number of things, in the text of a row: it must be in that of the result."""
+
 Found = Mapping[str, tuple[Result, Any, Any]]
 """As `merged` returns it."""
 
@@ -40,8 +43,11 @@ def lacking(line: Line, found: Found) -> list[str]:
     result = found[line.result][0]
     titles = {figure.title for figure in result.figures}
     there = {(row.name, column) for row in result.rows for column in row.values}
-    return [f"{line.result}: {title}" for title in line.beside.values() if title not in titles] + [
-        f"{line.result}: {name}: {column}" for name, column in line.own if (name, column) not in there
+    said = " ".join([result.what, *line.beside.values()])
+    return [
+        *(f"{line.result}: {title}" for title in line.beside.values() if title not in titles),
+        *(f"{line.result}: {name}: {column}" for name, column in line.own if (name, column) not in there),
+        *(f"{line.result}: with {size}" for size in SIZE.findall(line.what) if size not in SIZE.findall(said)),
     ]
 
 
