@@ -135,7 +135,7 @@ CHOSEN = (
         how=LONGER,
     ),
     Line(
-        "collect 1,000 objects while 10,000,000 live",
+        "collect the same garbage while 10,000,000 live",
         "growth, collect work",
         {"while 10,000 live": "ours, at 10,000,000 / at 10,000 objects"},
         how=LONGER,
