@@ -54,7 +54,7 @@ class Sizes:
 
 
 SIZES = {
-    "tiny": Sizes((Step(300, TWO, 1, 1, 1, TWO, TWO), Step(3000, TWO, 1, 1, 1, TWO, TWO)), 50, 2, 10),
+    "tiny": Sizes((Step(300, TWO, 1, 1, 1, (), ()), Step(3000, TWO, 1, 1, 1, TWO, ONE)), 50, 2, 10),
     "quick": Sizes(
         (
             Step(3162, QUICK, 1, 1, 1, QUICK, ONE),
