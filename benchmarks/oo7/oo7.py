@@ -22,7 +22,9 @@ from benchmarks.oo7.running import (
     column,
 )
 from benchmarks.peers.registry import FILE, FILE2, OURS, OURS_UNSYNCED, RELSTORAGE, ZODB_FILE, Peer, is_here
+from benchmarks.work.stores import some
 from benchmarks.work.traversing import mean_against, undropped
+from benchmarks.work.updating import LOGS
 
 PEERS = [OURS, OURS_UNSYNCED, FILE, FILE2, ZODB_FILE, RELSTORAGE]
 TRAVERSALS = [name for name in READING if name.startswith("T")]
@@ -76,7 +78,7 @@ def _results(directory: Path, run: Run) -> list[Result]:
     where = directory / run.configuration.name
     where.mkdir()
     arguments = [run.configuration.name, list(run.cold), list(run.hot), run.every]
-    found = contest(OO7, PEERS, where, arguments, run.rounds, warm=False, fresh=True)
+    found = contest(OO7, some(PEERS, run.configuration is TINY), where, arguments, run.rounds, warm=False, fresh=True)
     notes = {COLD: undropped(found), HOT: []}
     results = [_built(found, run)]
     for group, names in GROUPS.items():
@@ -91,7 +93,7 @@ def _selected(found: Found, columns: Mapping[str, str]) -> Found:
     """Return these columns under other names."""
     chosen = Found()
     for peer, series in found.items():
-        chosen[peer] = {new: series[old] for old, new in columns.items()}
+        chosen[peer] = {new: series[old] for old, new in columns.items() if old in series}
     return chosen
 
 
@@ -104,7 +106,11 @@ def _built(found: Found, run: Run) -> Result:
         "Seconds to make and commit all objects, about 1,000 a commit; MB after closing it then; and the highest "
         "memory of the process during everything, with all objects in the cache.",
     )
-    rows(result, PEERS, _selected(found, {name: name for name in (BUILD, DISK, PEAK)}))
+    rows(
+        result,
+        some(PEERS, run.configuration is TINY),
+        _selected(found, {name: name for name in (BUILD, DISK, LOGS, PEAK)}),
+    )
     for other in _others():
         for name in (BUILD, DISK):
             result.figure(f"{name}, {other.name} / {_ours(other).name}", against(found, name, other, _ours(other)))
@@ -121,7 +127,11 @@ def _compared(found: Found, run: Run, group: str, state: str, names: Sequence[st
         "What each returned and left is verified.",
     )
     columns = [column(name, state) for name in names]
-    rows(result, PEERS, _selected(found, {name: name.replace(f" {state}", "") for name in columns}))
+    rows(
+        result,
+        some(PEERS, run.configuration is TINY),
+        _selected(found, {name: name.replace(f" {state}", "") for name in columns}),
+    )
     if state == HOT and set(names) <= set(READING):
         result.notes.append("no storage takes part in this: what differs is the toolkit")
         return result

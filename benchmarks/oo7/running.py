@@ -10,7 +10,6 @@ from statistics import median
 
 from benchmarks.method.caches import drop
 from benchmarks.method.contest import Contender
-from benchmarks.method.usage import disk
 from benchmarks.oo7 import queries, traversals
 from benchmarks.oo7.building import Builder
 from benchmarks.oo7.changes import Changes
@@ -19,6 +18,7 @@ from benchmarks.oo7.plan import MEDIUM, SMALL, TINY, Plan
 from benchmarks.peers.contract import Database
 from benchmarks.peers.registry import open_database
 from benchmarks.work.traversing import COLD, DROPPED
+from benchmarks.work.updating import logs, occupied
 
 READING: dict[str, Callable[[Builder], int]] = {
     "T1": traversals.t1,
@@ -83,7 +83,7 @@ class OO7(Contender):
         self._open()
         found = {BUILD: self._builder.build()}
         self._database.close()
-        found[DISK] = sum(disk(self.path)[kind] for kind in ("data", "logs"))
+        found |= {DISK: occupied(self.path), **logs(self.path)}
         for name in sorted(self._cold, key=FIRST.__eq__):  # it comes last: then most is in memory for the hot ones
             self._open(empty=True)
             with _uncollected():

@@ -31,7 +31,7 @@ class Sizes:
     few: bool = False
 
 
-SIZES = {"tiny": Sizes(1500, 1, few=True), "quick": Sizes(10_000, 3), "full": Sizes(50_000, 3)}
+SIZES = {"tiny": Sizes(1500, 1, few=True), "quick": Sizes(10_000, 3), "full": Sizes(40_000, 3)}
 
 
 def column(shape: str, state: str) -> str:
