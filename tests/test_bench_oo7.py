@@ -66,10 +66,10 @@ def test_what_is_built_is_what_was_drawn_and_an_update_that_was_left_out_is_foun
         for name in UPDATING:
             expected = Expected(one.plan)
             expected.note(name)
-            if name in ("T2c", "T3c"):
-                expected.verify(builder)  # four times is as good as not at all
+            if name in ("T2c", "T3c", "T5undo"):
+                expected.verify(builder)  # as good as not at all
                 continue
-            with pytest.raises(AssertionError, match="atomic part"):
+            with pytest.raises(AssertionError, match=r"atomic part|document"):
                 expected.verify(builder)
 
 

@@ -37,6 +37,9 @@ WORDS = (
 )
 """Texts are made of them; some begin with the letter that T8 counts."""
 
+BEGINNING = "Composite part"
+"""Of the text of each document."""
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -150,7 +153,7 @@ class Plan:
             chance.choice(TYPES),
             chance.choice(YOUNG_DATES if young else OLD_DATES),
             title(number),
-            self._text(f"Composite part {number}", self.configuration.document, chance),
+            self._text(f"{BEGINNING} {number}", self.configuration.document, chance),
             tuple(self._atomic(number, n, chance) for n in range(self.configuration.atomic)),
         )
 
@@ -197,4 +200,4 @@ class Plan:
 
 def title(composite: int) -> str:
     """Return the title of a composite part's document."""
-    return f"Composite part {composite:08d}"
+    return f"{BEGINNING} {composite:08d}"

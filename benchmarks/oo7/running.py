@@ -22,6 +22,7 @@ from benchmarks.work.updating import logs, occupied
 
 READING: dict[str, Callable[[Builder], int]] = {
     "T1": traversals.t1,
+    "T4": traversals.t4,
     "T6": traversals.t6,
     "T7": traversals.t7,
     "T8": traversals.t8,
@@ -41,11 +42,15 @@ UPDATING: dict[str, Callable[[Builder], int]] = {
     "T3a": traversals.t3a,
     "T3b": traversals.t3b,
     "T3c": traversals.t3c,
+    "T5do": traversals.t5do,
+    "T5undo": traversals.t5undo,
 }
 FIRST = "T1"
 """Goes through almost all objects."""
 INSERT, DELETE = "SM1", "SM2"
 STRUCTURAL = [INSERT, DELETE]
+ONCE = [*STRUCTURAL, "T5do", "T5undo"]
+"""What does something else when it is done again."""
 EVERYTHING = [*READING, *UPDATING, *STRUCTURAL]
 CONFIGURATIONS = {each.name: each for each in (TINY, SMALL, MEDIUM)}
 
@@ -126,7 +131,7 @@ class OO7(Contender):
 
     def _often(self, name: str) -> float:
         taken = [self.operation(name)]
-        if taken[0] < SHORT and name not in STRUCTURAL:
+        if taken[0] < SHORT and name not in ONCE:
             taken += [self.operation(name) for _ in range(AGAIN)]
         return median(taken)
 

@@ -1,4 +1,4 @@
-"""OO7's traversals, from object to object. T4 and T5 are not in the paper."""
+"""OO7's traversals, from object to object."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 from benchmarks.oo7.building import Builder, dated
 from benchmarks.oo7.model import BaseAssembly
+from benchmarks.oo7.plan import BEGINNING
 
+REWORDED = "This is composite part"
+"""How T5 lets the documents begin."""
 Visit = Callable[[Any], int]
 """Does something to an atomic part; returns how many updates that was."""
 
@@ -112,6 +115,31 @@ def t3b(builder: Builder) -> int:
 def t3c(builder: Builder) -> int:
     """Do as T2c, but update an attribute that there is an index of."""
     return _all(builder, _four_times(_dating(builder)))
+
+
+def t4(builder: Builder) -> int:
+    """Count a letter in the documents of all composite parts that are met."""
+    return sum(composite.document.text.count("I") for composite in _components(builder))
+
+
+def _reword(builder: Builder, old: str, new: str) -> int:
+    """Let the documents that begin in one way begin in another; return how many did."""
+    found = 0
+    for composite in _components(builder):
+        if composite.document.text.startswith(old):
+            composite.document.text = new + composite.document.text.removeprefix(old)
+            found += 1
+    return found
+
+
+def t5do(builder: Builder) -> int:
+    """Change the beginnings of the documents."""
+    return _reword(builder, BEGINNING, REWORDED)
+
+
+def t5undo(builder: Builder) -> int:
+    """Change them back."""
+    return _reword(builder, REWORDED, BEGINNING)
 
 
 def t6(builder: Builder) -> int:
