@@ -113,6 +113,19 @@ def test_all_numbers_are_there():
     assert told.endswith("- a note\n")
 
 
+def test_what_many_tables_say_is_said_once():
+    results = []
+    for number in range(5):
+        made = Result(f"load {number}", "1,000 loads.")
+        made.row("ours", "syncs each commit (durable=True, the default)", µs=[1.0])
+        made.row("other", f"another thing in each, {number}", µs=[1.0])
+        results.append(made)
+    told = section(page(run(*results)), "All numbers")
+    assert told.count("- ours: syncs each commit (durable=True, the default)") == 1
+    assert told.count("| ours | 1 | syncs |") == 5
+    assert "| other | 1 | another thing in each, 3 |" in told
+
+
 def test_a_busy_machine_is_told_before_any_number():
     busy = Busy(10.0, 1.0, 0.5, 0.0, 0.2, 1.0, 200.0, 500.0)
     said = "- load: other processes used 0.50 of a processor; a sync took 200 µs before and 500 µs after"

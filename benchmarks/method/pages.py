@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from benchmarks.method.contest import PEAK
 from benchmarks.method.facts import MACHINE, RUN
-from benchmarks.method.judging import Beside, beside
+from benchmarks.method.judging import SYNCED, Beside, beside
 from benchmarks.method.measure import Chart, Figure, Result, Row, Spread
 from benchmarks.method.results import Part, Run, merged
 
@@ -15,6 +16,9 @@ PROFILE = "profile "
 SHARE, MOST_LAYERS = "%", 6
 """The column of a profile that is shown, and how many layers."""
 FUNCTIONS = ": functions of ours"
+MANY = 5
+"""Tables from which on the same durability is given once."""
+NEVER, NO_SYNC = "never syncs", "does not sync"
 UNSYNCED = "†"
 """Beside the name of a peer that does not sync where ours does."""
 
@@ -63,7 +67,8 @@ def document(runs: Sequence[Run], kept: str) -> str:
         "## Machine and versions",
         *_facts(runs),
         "## All numbers",
-        *(block for name, each in compared.items() for block in _part(name, each)),
+        *_legend(common := _common(results)),
+        *(block for name, each in compared.items() for block in _part(name, each, common)),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -192,21 +197,43 @@ def _facts(runs: Sequence[Run]) -> list[str]:
     return blocks
 
 
-def _part(name: str, results: Sequence[Result]) -> list[str]:
+def _common(results: Sequence[Result]) -> dict[str, str]:
+    """Return the names of rows that have the same durability in many tables -> that."""
+    found = Counter((row.name, row.about) for result in results for row in result.rows)
+    common = [pair for pair, times in found.most_common() if times >= MANY]
+    return dict(reversed(common))  # of a name with several, the first counts
+
+
+def _legend(common: dict[str, str]) -> list[str]:
+    lines = [f"- {name}: {about}" for name, about in common.items()]
+    return ["Durability, where a table has it in short:", "\n".join(lines)] if lines else []
+
+
+def _in_short(row: Row, common: dict[str, str]) -> str:
+    if common.get(row.name) != row.about:
+        return row.about
+    return "syncs" if SYNCED in row.about else NO_SYNC if NEVER in row.about else row.about.partition(";")[0]
+
+
+def _part(name: str, results: Sequence[Result], common: dict[str, str]) -> list[str]:
     blocks = [f"### {name}"]
     for result in results:
         if result.name != name:
             blocks.append(f"**{result.name}**")
-        blocks += [result.what, *_table(result), *_figures(result.figures)]
+        blocks += [result.what, *_table(result, common), *_figures(result.figures)]
         if result.notes:
             blocks.append("\n".join(f"- {note}" for note in result.notes))
     return blocks
 
 
-def _table(result: Result) -> list[str]:
+def _table(result: Result, common: dict[str, str]) -> list[str]:
     columns = list(dict.fromkeys(column for row in result.rows for column in row.values))
     lines = [
-        [row.name, *(cell(row.values[column]) if column in row.values else "" for column in columns), row.about]
+        [
+            row.name,
+            *(cell(row.values[column]) if column in row.values else "" for column in columns),
+            _in_short(row, common),
+        ]
         for row in result.rows
     ]
     return [table(["", *columns, "durability and state"], lines)] if lines else []
