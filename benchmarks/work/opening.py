@@ -65,7 +65,7 @@ class Sizes:
     """Whether only some peers take part, and the first round counts."""
 
 
-SIZES = {"tiny": Sizes(5000, 5, 1, few=True), "quick": Sizes(30_000, 200, 2), "full": Sizes(1_000_000, 2000, 3)}
+SIZES = {"tiny": Sizes(5000, 5, 1, few=True), "quick": Sizes(30_000, 200, 2), "full": Sizes(1_000_000, 1000, 3)}
 
 
 class Opens(Contender):
