@@ -7,6 +7,7 @@ and the highest memory of each process is its own.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +19,8 @@ from benchmarks.method.usage import forget_highest, memory
 from benchmarks.method.workers import Worker
 from benchmarks.peers.registry import Peer, present
 
+QUIET = 2.0
+"""Seconds between two lines that say what goes on."""
 PEAK, SYNCS, SYNCS_A_COMMIT = "peak MB", "syncs", "syncs a commit"
 
 
@@ -100,6 +103,7 @@ def contest(
     found = Found()
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
+        said = 0.0
 
         def worker(peer: Peer) -> Worker:
             if fresh and peer.name in workers:
@@ -112,7 +116,7 @@ def contest(
 
         for number in range(rounds + warm):
             for peer in present(peers):
-                progress(f"{kind.__name__}: {peer.name}, round {number + 1} of {rounds + warm}")
+                said = _say(said, f"{kind.__name__}: {peer.name}, round {number + 1} of {rounds + warm}")
                 chosen = worker(peer)
                 measured = chosen.call("round")
                 if number >= warm:
@@ -120,6 +124,14 @@ def contest(
         if syncs:
             _count_syncs(found, {peer.name: partial(worker, peer) for peer in present(peers)})
     return found
+
+
+def _say(said: float, text: str) -> float:
+    """Say what goes on, if nothing was said for a while; return when something was said last."""
+    if said and time.monotonic() < said + QUIET:
+        return said
+    progress(text)
+    return time.monotonic()
 
 
 def _count_syncs(found: Found, workers: dict[str, Callable[[], Worker]]) -> None:
