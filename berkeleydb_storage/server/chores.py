@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from berkeleydb_storage.errors import AccessDenied, BackupError, BerkeleyDBStorageError, StorageClosed
@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 TELL = 0.25
 """Seconds between two reports how far a backup is."""
+
+REST = 0.001
+"""Seconds between two steps of a pack while clients ask for something: so the server's thread gets the storage's mutex,
+and the interpreter. Without them the 99th percentile of loads is three times as high during a pack."""
 
 Told = Callable[[Any], None]
 
@@ -73,7 +77,7 @@ class Chores:
         logger.info(Event("pack-began"))
         try:
             before = self._storage.statistics().collected
-            self._storage.pack()
+            self._storage.pack(self._resting())
             deleted = self._storage.statistics().collected.objects - before.objects
         except StorageClosed:
             logger.info(Event("pack-ended", reason="the storage is closed"))
@@ -85,6 +89,18 @@ class Chores:
             self._pack_failed = ""
             self._metrics.packs += 1
             logger.info(Event("packed", deleted=deleted, seconds=monotonic() - started))
+
+    def _resting(self) -> Callable[[object], None]:
+        """Return what a pack is to call between its steps: it rests where something has come since the last one."""
+        received = self._metrics.received
+
+        def rest(_: object) -> None:
+            nonlocal received
+            if self._metrics.received != received:
+                received = self._metrics.received
+                sleep(REST)
+
+        return rest
 
     # --- backups
 
