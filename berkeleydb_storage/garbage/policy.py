@@ -33,7 +33,8 @@ class GarbageNumbers(NamedTuple):
     committed: int
     """Objects stored by the commit that just ended; 0 when asked from the background thread."""
     idle: float
-    """Seconds since somebody used the storage, as far as it was noticed: loads are noticed between two questions."""
+    """Seconds since somebody used the storage, as far as it was noticed: loads are noticed between two questions, or
+    once a second where there is nothing to collect."""
     suspects: int = 0
     """Objects that may hang on a dead cycle, and are still to be looked at."""
     unsettled: int = 0
