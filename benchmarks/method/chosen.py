@@ -149,7 +149,7 @@ CHOSEN = (
     Line(
         "delete half of 100,000 objects, and collect: {} s",
         "halve",
-        beside(FILE, ZODB, REL, before="s until collected, ", ours="ours, pack"),
+        beside(FILE, FILE2, ZODB, before="s until collected, ", ours="ours, pack"),
         own=(("ours, pack", "s until collected"),),
     ),
     Line(
@@ -159,6 +159,11 @@ CHOSEN = (
             "ZODB FileStorage": "cold, geometric mean of the shapes, ZODB FileStorage / ours",
             "warm": "warm, geometric mean of the shapes, ZODB FileStorage / ours",
         },
+    ),
+    Line(
+        "OO7, small, 5 traversals, cold: geometric mean",
+        "oo7, small, traversals, cold",
+        beside(FILE2, ZODB, REL, before="geometric mean of 5, "),
     ),
     _clients("server, 8 clients: {} loads/s", "load", "", *SERVERS),
     _clients("server, 8 clients: {} commits/s", "commit", ALL_SYNC, "over FileStorage2", "ZEO", REL),
