@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.catalog import PARTS
 from benchmarks.method import results
 from benchmarks.method.busy import Busy
 from benchmarks.method.chosen import CHOSEN, MOST, Line
@@ -179,6 +180,7 @@ def test_only_the_table_of_the_readme_changes(monkeypatch):
 def test_a_reader_can_read_the_table():
     assert len(CHOSEN) <= MOST
     assert all(line.what.count("{") == len(line.own) for line in CHOSEN)
+    assert {line.result.partition(",")[0] for line in CHOSEN} <= set(PARTS)
 
 
 def test_the_command(tmp_path, capsys):
