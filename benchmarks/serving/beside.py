@@ -25,7 +25,7 @@ CACHED = [ZEO, RELSTORAGE]
 """Whose clients have a cache of records."""
 SERVER_PEAK = "server's peak MB"
 
-NOTICE = 0.02
+NOTICE = 0.04
 """Seconds from telling users what to do to when they begin, all at once."""
 
 

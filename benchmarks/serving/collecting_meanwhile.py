@@ -252,7 +252,7 @@ def _result(usage: str, thing: str, found: Found, sizes: Sizes) -> Result:
         f"{sizes.live:,} objects stay, and half as many become garbage by one commit; half of those that stay are "
         f"items, the others and the garbage trees with pointers to the parents. {half} load items, {half} commit new "
         f"versions of items, one a commit, {HOW[usage]}; {sizes.before:g} s without a collection, and then from the "
-        f"commit that makes the garbage to the end of the collection, at least {LEAST:g} and at most {sizes.limit:g} s. "
+        f"commit that makes the garbage to the end of the collection, at least {LEAST:g}, at most {sizes.limit:g} s. "
         "The same records, for ZODB as pickles; clients use their caches where they have some. Verified: each record "
         "that was loaded, each object that was committed, and the number of objects that are left.",
     )
