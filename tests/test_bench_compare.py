@@ -10,7 +10,7 @@ from benchmarks.__main__ import main
 from benchmarks.method import results
 from benchmarks.method.busy import Busy
 from benchmarks.method.compare import Change, Verdict, compare, text
-from benchmarks.method.judging import higher_is_better, is_ours
+from benchmarks.method.judging import higher_is_better, is_ours, is_rate, is_steady
 from benchmarks.method.measure import Chart, Figure, Result, Spread
 from benchmarks.method.results import BadResults, Part, Run
 
@@ -138,6 +138,7 @@ def test_nothing_and_something():
         ({"title": "1 client: FileStorage / ours, not synced"}, True),
         ({"title": "ours / bare Berkeley DB get"}, False),
         ({"title": "random order, ours / bare Berkeley DB get"}, False),
+        ({"title": "1,000 a commit: ours / bare Berkeley DB"}, False),
         ({"title": "encrypted / plain"}, None),
         ({"title": "p99 of loads, collecting / not, ours, as it goes"}, None),
         ({"title": "encrypted / plain", "most": 1.5}, False),
@@ -151,6 +152,26 @@ def test_nothing_and_something():
 )
 def test_which_way_a_figure_is_better(figure, higher):
     assert higher_is_better(Figure(value=Spread.of([1.0]), **figure)) is higher
+
+
+@pytest.mark.parametrize(
+    ("column", "rate", "steady"),
+    [
+        ("loads/s", True, False),
+        ("thousand loads/s at first", True, False),
+        ("commits a second", True, False),
+        ("peak MB", False, True),
+        ("ours: MB on disk after 25 %", False, True),
+        ("records read", False, True),
+        ("bytes at 10,000", False, True),
+        ("\u00b5s an object, from the cache of objects", False, False),
+        ("ours: \u03bcs a commit", False, False),
+        ("ours, at 10,000,000 / at 10,000 objects", False, False),
+        ("FileStorage / ours at 1,000,000 objects", False, False),
+    ],
+)
+def test_which_numbers_are_rates_and_which_are_the_same_each_time(column, rate, steady):
+    assert (is_rate(column), is_steady(column)) == (rate, steady)
 
 
 def test_which_rows_are_ours():

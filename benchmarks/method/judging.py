@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,23 +18,28 @@ DRIFT = 0.02
 """Share of a median that one run may be off as a whole."""
 STEADY = ("MB", "bytes", "syncs", "reads", "records", "objects")
 """Words of columns whose numbers do not differ by themselves."""
+TIMES = ("s", "ms", "\u00b5s", "\u03bcs", "seconds")
+"""Words of those whose numbers do. The Greek letter and the sign for micro look alike."""
+AMONG = re.compile(r"\bat [\d,]+ objects")
+"""Where something was measured: not what."""
 SYNCED = "syncs each commit"
 """What the durability of a row says whose commits are on the disk when they return."""
 
 
 def is_ours(name: str) -> bool:
     """Tell whether a row is about this package."""
-    return any(part.split(" ")[0] in ("ours", "our") for part in name.split(", "))
+    return any(part.split(" ")[0] in ("ours", "our") for part in re.split(", |: ", name))
 
 
 def is_rate(name: str) -> bool:
     """Tell whether a column, or a unit, is better when it is higher: things a second."""
-    return name.endswith(("/s", "a second"))
+    return name.endswith("a second") or any(word.endswith("/s") for word in name.split())
 
 
 def is_steady(column: str) -> bool:
     """Tell whether a column is the same each time: sizes and counts."""
-    return any(word in STEADY for word in column.split())
+    words = AMONG.sub("", column).split()
+    return any(word in STEADY for word in words) and not any(word in TIMES for word in words)
 
 
 def higher_is_better(figure: Figure) -> bool | None:
