@@ -63,8 +63,8 @@ SIZES = {
     "tiny": [Run(TINY, ["T1", "T3a", "Q1", *STRUCTURAL], EVERYTHING, 1)],
     "quick": [Run(SMALL, [*LIGHT, *STRUCTURAL], _without(EVERYTHING, "T2c", "T3b", "T3c"), 1, 10)],
     "full": [
-        Run(SMALL, [*READING, "T2a", "T3a", *STRUCTURAL], EVERYTHING, 3),
-        Run(MEDIUM, [*LIGHT, *STRUCTURAL], _without(EVERYTHING, "T2c", "T3b", "T3c"), 1, 10),
+        Run(SMALL, [*READING, *STRUCTURAL], _without(EVERYTHING, "T3c"), 2),
+        Run(MEDIUM, [*LIGHT, *STRUCTURAL], _without(EVERYTHING, "T2c", "T3a", "T3b", "T3c"), 1, 25),
     ],
 }
 
