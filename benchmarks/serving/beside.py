@@ -25,7 +25,7 @@ CACHED = [ZEO, RELSTORAGE]
 """Whose clients have a cache of records."""
 SERVER_PEAK = "server's peak MB"
 
-NOTICE = 0.04
+NOTICE = 0.02
 """Seconds from telling users what to do to when they begin, all at once."""
 
 
@@ -46,7 +46,7 @@ class Sizes:
 
 SIZES = {
     "tiny": Sizes(2000, 2, 3, 5, 0.01, 1),
-    "quick": Sizes(20_000, 8, 40, 100, 0.08, 2),
+    "quick": Sizes(20_000, 8, 40, 100, 0.12, 2),
     "full": Sizes(100_000, 8, 200, 500, 1.0, 4),
 }
 
@@ -132,13 +132,13 @@ class Ring:
 
     def _works(self, way: Way, connected: Sequence[Worker]) -> list[Done]:
         who, window = clients(len(connected)), self._sizes.window
-        loads = columns("load", together(connected, "loads", soon(), window, False))
+        loads = columns("load", together(connected, "loads", soon(connected), window, False))
         found = [
             (f"loads, {who}", way.name, loads | self._peak(way)),
-            (f"commits, {who}", way.name, columns("commit", together(connected, "commits", soon(), window))),
+            (f"commits, {who}", way.name, columns("commit", together(connected, "commits", soon(connected), window))),
         ]
         if way in CACHED:
-            loads = columns("load", together(connected, "loads", soon(), window, True))
+            loads = columns("load", together(connected, "loads", soon(connected), window, True))
             found.append((f"loads, {who}", from_cache(way).name, loads))
         if len(connected) > 1:
             found.append((f"both, {who}", way.name, _both(connected, window)))
@@ -150,7 +150,7 @@ class Ring:
         pids = [worker.pid for worker in (self._keepers[way.name], *self._users)]
 
         def work() -> None:
-            measured.extend(together(self._users, "commits", soon(), self._sizes.window))
+            measured.extend(together(self._users, "commits", soon(self._users), self._sizes.window))
 
         try:
             number = counted(pids[0], work, *pids[1:])
@@ -185,8 +185,9 @@ def entered(stack: ExitStack, started: dict[str, Worker]) -> dict[str, Worker]:
     return {name: worker.__enter__() for name, worker in started.items()}
 
 
-def soon() -> float:
-    """Return when all users can have begun, by the clock of all processes."""
+def soon(connected: Sequence[Worker]) -> float:
+    """Return when all users can begin, by the clock of all processes."""
+    together(connected, "ready")
     return time.perf_counter() + NOTICE
 
 
@@ -203,7 +204,7 @@ def columns(thing: str, measured: Sequence[Measured]) -> dict[str, float]:
 
 def _both(connected: Sequence[Worker], window: float) -> dict[str, float]:
     """Let each second user load, and the others commit."""
-    at = soon()
+    at = soon(connected)
     for number, user in enumerate(connected):
         user.start("works", at, window, number % 2 == 1)
     measured = [user.wait() for user in connected]

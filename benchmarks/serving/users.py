@@ -48,9 +48,11 @@ class User:
         self._objects = [number for number in range(first, first + objects) if kind != DURUS or is_item(number)]
         self._new = cycle(random.Random(self._number).sample(self._objects, len(self._objects)))
         self._changed: dict[int, int] = {}
+        gc.freeze()
 
     def disconnect(self) -> None:
         """Close it."""
+        gc.unfreeze()
         self._client.close()
 
     def prepare(self, users: int, own: int, hot: int) -> None:
@@ -65,6 +67,10 @@ class User:
         self._hot = list(islice(self._new, hot))
         for number in (*self._own, *self._hot):
             self._client.load(pack_uint64(number))
+
+    def ready(self) -> None:
+        """Let Python's own collector do its work before it is measured, with what came since it connected."""
+        gc.collect()
 
     # --- for a while
 
@@ -93,7 +99,6 @@ class User:
         """Do something again and again from a time on; the rate is that since then, whenever this process got to it."""
         clock, taken = time.perf_counter, []
         note, until = taken.append, at + seconds
-        gc.collect()
         time.sleep(max(0.0, at - clock()))
         now = clock()
         while now < until or not taken:
