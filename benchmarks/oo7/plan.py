@@ -43,7 +43,7 @@ BEGINNING = "Composite part"
 
 @dataclass(frozen=True)
 class Configuration:
-    """The size of a database: the paper's Table 1."""
+    """The size of a database, by the paper's parameters."""
 
     name: str
     atomic: int

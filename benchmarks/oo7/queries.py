@@ -1,4 +1,4 @@
-"""OO7's queries, through the indexes. Each part that is found is looked at. Q6 is not in the paper."""
+"""OO7's queries, through the indexes. Each part that is found is looked at. Q6 is left out."""
 
 from __future__ import annotations
 
