@@ -88,8 +88,8 @@ class Sizes:
 
 SIZES = {
     "tiny": Sizes(600, 2, 3, 0.05, 0.1, 1, (RESTLESS,)),
-    "quick": Sizes(4000, 8, 20, 0.3, 1.0, 1),
-    "full": Sizes(20_000, 8, 100, 1.5, 6.0, 3),
+    "quick": Sizes(4000, 8, 20, 0.3, 1.5, 1),
+    "full": Sizes(16_000, 8, 100, 1.5, 6.0, 3),
 }
 
 
