@@ -131,8 +131,8 @@ def _layers(path: Profiled, setting: Setting, role: str, found: layers.Profile, 
         + ("" if found.inside is None else f" The system counts {100 * found.inside:.0f} % of it outside of itself."),
     )
     rest = 0.0
-    for layer, count in found.layers.most_common():
-        share = found.share(layer, count)
+    shares = {layer: found.share(layer, count) for layer, count in found.layers.items()}
+    for layer, share in sorted(shares.items(), key=lambda each: -each[1]):
         if share < LEAST or layer == layers.OTHERS + MAIN:
             rest += share if share < LEAST else 0
         else:
