@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -161,6 +162,23 @@ def test_what_somebody_has_mapped_stays_and_that_is_said(tmp_path):
         assert mapped[99_999] == 0
         assert not caches.drop(file)
     assert caches.drop(file)
+
+
+def test_all_files_and_directories_are_brought_to_the_disk_and_nothing_else(tmp_path, monkeypatch):
+    synced, sync = set(), os.fsync
+
+    def noting(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "store").write_bytes(b"a")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        (tmp_path / "nowhere").symlink_to(tmp_path / "nothing")
+        caches.settle(tmp_path)
+    assert synced == {path.stat().st_ino for path in (tmp_path, tmp_path / "peer", tmp_path / "peer" / "store")}
 
 
 SPINS = "import time\nuntil = time.process_time() + 0.3\nwhile time.process_time() < until: pass"

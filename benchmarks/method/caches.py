@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.method.usage import files
@@ -38,6 +39,25 @@ def drop(path: str | os.PathLike[str]) -> bool:
     for file in found:
         _drop(file)
     return cached(path) == 0
+
+
+def settle(directory: Path) -> None:
+    """Bring all files below a directory to the disk, and that others were removed there.
+
+    Else whoever works next waits for what somebody else has left to the system: a sync is for more than its own file.
+    """
+    for path in (directory, *directory.rglob("*")):
+        if path.is_file() or path.is_dir():
+            with suppress(FileNotFoundError):  # of a server, which removes it
+                _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cached(path: str | os.PathLike[str]) -> int:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from benchmarks.method.caches import settle
 from benchmarks.method.measure import Result, Series, progress
 from benchmarks.method.syncs import CannotCount, counted
 from benchmarks.method.usage import forget_highest, memory
@@ -118,6 +119,7 @@ def contest(
             for peer in present(peers):
                 said = _say(said, f"{kind.__name__}: {peer.name}, round {number + 1} of {rounds + warm}")
                 chosen = worker(peer)
+                settle(directory)
                 measured = chosen.call("round")
                 if number >= warm:
                     _note(found.setdefault(peer.name, {}), measured, chosen)
