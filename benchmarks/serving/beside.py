@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from benchmarks.method.caches import settle
 from benchmarks.method.contest import SYNCS_A_COMMIT, Found, against, rows
 from benchmarks.method.measure import Result, progress
 from benchmarks.method.syncs import CannotCount, counted
@@ -108,6 +109,7 @@ class Ring:
         """Let users work with each way; in the last round of several, count syncs as well."""
         for way in present(WAYS):
             progress(f"serve-peers: {way.name}")
+            settle(self._directory)
             for work, name, numbers in self._visited(way, last):
                 columns = self.found.setdefault(work, {}).setdefault(name, {})
                 for column, number in numbers.items():

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.method.caches import settle
 from benchmarks.method.contest import Found, rows
 from benchmarks.method.measure import Result, progress
 from benchmarks.method.workers import Worker, together
@@ -153,6 +154,7 @@ class Trial:
     def run(self, usage: str) -> dict[str, float]:
         """Do it; return what the clients noticed, and what was collected."""
         self._copy()
+        settle(self._directory)
         try:
             with self._way.start(self._path, 0, "", *self._more) as keeper:
                 return self._connected(keeper.call("place"), usage)

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.method.caches import settle
 from benchmarks.method.contest import Contender, against, contest, rows
 from benchmarks.method.measure import Result, seconds
 from benchmarks.method.usage import forget_highest, parts
@@ -89,6 +90,7 @@ class Halving(Contender):
     def round(self) -> dict[str, float]:
         """Drop and collect."""
         self._copy()
+        settle(self.path.parent)
         before = occupied(self.path)
         database = self._open()
         forget_highest()
