@@ -16,7 +16,8 @@ from benchmarks.method.facts import cores, sync_time
 from benchmarks.method.syncs import tree
 
 MOST_OTHERS = 0.1
-"""Of one processor: what others may use before we warn."""
+"""Of one processor: what others may use before we warn. Like the two below, it is chosen, not measured: what a share
+costs the numbers takes a machine that is quiet otherwise."""
 MOST_STEAL = 0.02
 """Of all processors: what the machine below may keep for itself before we warn."""
 MOST_SLOWER = 1.5

@@ -7,7 +7,8 @@ A number has changed where both are so:
   quartile to quartile where that is more, and `DRIFT` of the median on both sides: what two runs differ by, and the
   rounds of none show. The constants are in `judging`.
 
-How often that is wrong, `tests/test_bench_compare.py` measures with made-up numbers. Only ours count: rows that name
+How often that is wrong, `tests/test_bench_compare.py` measures with made-up numbers; the constants were chosen among
+eight variants on the same kinds of noise, and not yet held against two real runs of the same code. Only ours count: rows that name
 "ours" (all rows of a table that has no such row) and figures. Where `ENOUGH` others are in the same table, what they
 changed by, their median, is taken out before: that was the machine, or what all are built on. Figures are ratios
 within a round already.
