@@ -349,6 +349,25 @@ def test_who_loses_the_race_gets_the_turn(world, monkeypatch):
     assert other.decision().stored
 
 
+def test_after_a_lost_race_the_turn_comes_with_the_first_question(world, monkeypatch):
+    monkeypatch.setattr(turns, "TURN", PATIENCE)
+    monkeypatch.setattr(desk, "CONTENDED", PATIENCE)
+    one, other = world.new(), world.new()
+    for number in range(1, 6):
+        one.load(oid(number))
+    other.put(records(2))
+    assert not one.put(records(1)).stored
+    other.put(records(3))
+    assert not one.go_on().stored
+    assert one.go_on().stored
+    other.put(records(4))
+    assert not one.put(records(1)).stored
+    other.begin_commit(records(5))
+    world.until(lambda: world.desk._queue, other)
+    assert one.go_on().stored
+    assert other.decision().stored
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_the_turn_of_an_old_client_runs_out(world, loaded):
     one, other = world.old(), world.new()

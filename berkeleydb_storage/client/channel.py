@@ -124,10 +124,17 @@ class Channel:
             ConnectionLost: it did not come whole.
             WireError: it is empty, or longer than `limit`.
         """
-        length, kind = HEADER.unpack(self.read(HEADER.size))
+        buffer = self._buffer
+        if len(buffer) - self._at < HEADER.size:
+            buffer = self._have(HEADER.size)
+        length, kind = HEADER.unpack_from(buffer, self._at)
         if not 0 < length <= self.limit:
             self.close()
             raise WireError(f"a frame of the server has {length} bytes; it may have 1 to {self.limit}")
+        self._at = at = self._at + HEADER.size
+        if at + length - 1 == len(buffer):  # nearly always: one answer, and whole
+            self._buffer, self._at = b"", 0
+            return kind, buffer[at:]
         return kind, self.read(length - 1)
 
     def read(self, count: int) -> bytes:
@@ -138,13 +145,7 @@ class Channel:
         """
         at, end = self._at, self._at + count
         if end > len(self._buffer):
-            try:
-                self._fill(count)
-            except OSError as error:
-                raise self._lost(error) from error
-            except BaseException:
-                self.close()
-                raise
+            self._have(count)
             at, end = 0, count
         found = self._buffer[at:end]
         self._at = end
@@ -152,13 +153,23 @@ class Channel:
             self._buffer, self._at = b"", 0
         return found
 
-    def _fill(self, count: int) -> None:
-        """Have `count` bytes in the buffer, from its start."""
+    def _have(self, count: int) -> bytes:
+        """Have `count` bytes in the buffer, from its start, or close the channel; return the buffer."""
+        try:
+            return self._fill(count)
+        except OSError as error:
+            raise self._lost(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(self, count: int) -> bytes:
         rest = self._buffer[self._at :]
         found = rest + self._recv(CHUNK)
         if len(found) < count:
             found = self._slowly(found, count)
         self._buffer, self._at = found, 0
+        return found
 
     def _slowly(self, first: bytes, count: int) -> bytes:
         """Read on until there are `count` bytes, with an eye on the clock."""

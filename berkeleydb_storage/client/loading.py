@@ -43,7 +43,7 @@ class Loader:
     def load(self, oid: bytes) -> bytes:
         """Return the record of an object. Raises: as `ClientStorage.load`."""
         _require_oid(oid)
-        record = self._prefetched.get(oid) if self._prefetched else None
+        record = self._prefetched.get(oid) if self._prefetched.size else None
         if record is None:
             record = self._fetch(oid) if self.ahead else self._line.repeat(lambda link: link.load(oid))
         self._line.require_open()

@@ -35,7 +35,7 @@ class News:
 
     def saw_one(self, oid: bytes) -> None:
         """Note that the application has seen this object."""
-        self._known.add(unpack_uint64(oid))
+        self._known.add(int.from_bytes(oid, "big"))
 
     def add(self, oids: Collection[bytes]) -> None:
         """Note that these were changed."""

@@ -22,7 +22,8 @@ class Prefetched:
             limit: bytes of memory.
         """
         self._limit = limit
-        self._size = 0
+        self.size = 0
+        """Bytes of memory that are taken."""
         self._records: OrderedDict[bytes, bytes] = OrderedDict()
 
     def __len__(self) -> int:
@@ -42,9 +43,9 @@ class Prefetched:
             oid = record[:8]
             if oid not in self._records:
                 self._records[oid] = record
-                self._size += len(record) + OVERHEAD
-        while self._size > self._limit:
-            self._size -= len(self._records.popitem(last=False)[1]) + OVERHEAD
+                self.size += len(record) + OVERHEAD
+        while self.size > self._limit:
+            self.size -= len(self._records.popitem(last=False)[1]) + OVERHEAD
 
     def drop(self, oids: Collection[bytes]) -> None:
         """Forget these: they were changed."""
@@ -52,9 +53,9 @@ class Prefetched:
             for oid in oids:
                 record = self._records.pop(oid, None)
                 if record is not None:
-                    self._size -= len(record) + OVERHEAD
+                    self.size -= len(record) + OVERHEAD
 
     def clear(self) -> None:
         """Forget everything."""
         self._records.clear()
-        self._size = 0
+        self.size = 0

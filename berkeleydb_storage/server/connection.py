@@ -66,6 +66,8 @@ class Connection(asyncio.Protocol):
         self.descriptor = -1
         self.host = visitor.host
         self.peer = visitor.peer
+        self.takes_no_more = False
+        """Whether the client leaves its answers lying."""
         self.user = ""
         self.verdict = "disconnected"
         """How it ends, for the log."""
@@ -106,12 +108,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Stop serving a client that does not take its answers."""
-        self._paused = perf_counter()
+        self._paused, self.takes_no_more = perf_counter(), True
         self.loop.call_soon(self._hold)
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._paused = None
+        self._paused, self.takes_no_more = None, False
         if self._held:
             self._hold()
         if self._due or not self.busy:
@@ -208,11 +210,6 @@ class Connection(asyncio.Protocol):
         else:
             self._out += (head, record)
             self.send()
-
-    @property
-    def takes_no_more(self) -> bool:
-        """Whether the client leaves its answers lying."""
-        return self._paused is not None
 
     def answer(self, *parts: bytes) -> None:
         """Write the answer of the request that made the connection busy, and go on with the next one."""

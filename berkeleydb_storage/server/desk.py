@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 TRIES = 1
 """How often a client is asked about what others changed before it gets the turn."""
+CONTENDED = 0.1
+"""Seconds after such a case for which every client gets the turn with the first question: where all clients have what
+all others change, each commit would make all other answers worthless, and most be asked for again and again."""
 AT_ONCE = 64
 """Records of a commit up to which it is applied without letting others in between."""
 ABANDONED = 16_384
@@ -78,6 +81,7 @@ class Desk:
         self._metrics = metrics
         self._queue: deque[Commit | Wish] = deque()
         self._abandoned: dict[bytes, None] = {}
+        self._contended_until = 0.0
 
     def abandon(self, mark: bytes) -> None:
         """See to it that a commit of this mark, which was not stored, never will be."""
@@ -137,8 +141,7 @@ class Desk:
             client.interest.drop(news)
             commit.overwrites += overwrites
             commit.tries += 1
-            if commit.tries > TRIES:
-                self.turns.give(client)
+            self._give_turn(commit)
             client.ask(commit, news)
         elif commit.overwrites:
             raise CommitRefused(
@@ -146,6 +149,14 @@ class Desk:
             )
         else:
             self._apply(commit, news)
+
+    def _give_turn(self, commit: Commit) -> None:
+        """Let a client that is about to be asked have the turn, if it would lose the race otherwise."""
+        now = self._loop.time()
+        if commit.tries > TRIES:
+            self._contended_until = now + CONTENDED
+        if now < self._contended_until:
+            self.turns.give(commit.client)
 
     def _apply(self, commit: Commit, news: list[bytes]) -> None:
         job = self.engine.applying(commit.records, commit.size, mark=commit.mark)

@@ -28,7 +28,7 @@ class Durus:
     def parse(self, data: bytes) -> int:
         """Serve what is there."""
         c, at, end = self._c, 0, len(data)
-        until = perf_counter() + STRETCH
+        until = c.last + STRETCH
         for _ in range(AT_ONCE):
             if at == end or c.busy or c.ended or c.takes_no_more:
                 c.need = 1
@@ -47,7 +47,7 @@ class Durus:
                 c.need = need
                 return at
             at += need
-            if perf_counter() > until:
+            if at == end or perf_counter() > until:
                 break
         if at < end:
             c.later()

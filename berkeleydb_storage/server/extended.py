@@ -82,7 +82,7 @@ class Extended:
         """Serve what is there."""
         c, at, end = self._c, 0, len(data)
         most = c.service.limits.frame if c.rights else FIRST_FRAMES
-        until = perf_counter() + STRETCH
+        until = c.last + STRETCH
         for _ in range(AT_ONCE):
             if end - at < HEADER.size or c.busy or c.ended or c.takes_no_more:
                 c.need = HEADER.size
@@ -106,7 +106,7 @@ class Extended:
                 c.need = HEADER.size
                 return at
             at = after
-            if perf_counter() > until:
+            if at == end or perf_counter() > until:
                 break
         if end - at >= HEADER.size:
             c.later()

@@ -18,8 +18,8 @@ FEW = 16
 class Interest:
     """The objects that one client may have. Used by the server's thread alone.
 
-    A list is the fastest to append to, a set to ask for some, and a bitmap the smallest: what is noted goes from one to
-    the next. Other clients' commits ask for objects that hardly any client has just loaded, so that the set answers.
+    A list is the fastest to append to, a set to ask for some, and a bitmap the smallest: what is noted goes from the
+    list to the set when others' commits ask for some, and to the bitmap when it gets much.
     """
 
     __slots__ = ("_anything", "_has", "_lacks", "_loaded", "_recent", "add")
@@ -39,16 +39,17 @@ class Interest:
         return self._anything or bool(self._loaded) or bool(self._recent) or bool(self._has)
 
     def _gather(self) -> None:
-        """Go on to the set, and from there to the bitmap."""
+        """Go on to the set, and from there to the bitmap where that gets large."""
         if self._loaded:
             self._recent.update(self._loaded)
             self._loaded.clear()
             if len(self._recent) > FOLDED:
-                self._fold()
+                self._fold(self._recent)
 
-    def _fold(self) -> None:
-        numbers = unpack_oids(self._recent)
-        self._recent.clear()
+    def _fold(self, oids: list[bytes] | set[bytes]) -> None:
+        """Go on to the bitmap with all of these."""
+        numbers = unpack_oids(oids)
+        oids.clear()
         if self._anything:
             _change(self._lacks, numbers, has=False)
         else:
@@ -57,7 +58,7 @@ class Interest:
     def tidy(self) -> None:
         """Keep the list short. To be called now and then."""
         if len(self._loaded) > FOLDED:
-            self._gather()
+            self._fold(self._loaded)
 
     def update(self, oids: Iterable[bytes]) -> None:
         """Note objects that the client has stored."""

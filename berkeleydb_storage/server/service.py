@@ -216,6 +216,8 @@ class Service:
     def read(self, connection: Connection, oid: bytes) -> bytes | int | None:
         """Read an object for a client, as `Reading.read` does."""
         found = self.reading.read(connection, oid)
+        if type(found) is bytes:
+            return found
         if found == NEWS and not connection.synced and not connection.interest:
             self.reading.news(connection)  # it has nothing yet that this could contradict: it begins here
             found = self.reading.read(connection, oid)
