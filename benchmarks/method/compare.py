@@ -8,10 +8,11 @@ A number has changed where both are so:
   rounds of none show. The constants are in `judging`.
 
 How often that is wrong, `tests/test_bench_compare.py` measures with made-up numbers; the constants were chosen among
-eight variants on the same kinds of noise, and not yet held against two real runs of the same code. Only ours count: rows that name
-"ours" (all rows of a table that has no such row) and figures. Where `ENOUGH` others are in the same table, what they
-changed by, their median, is taken out before: that was the machine, or what all are built on. Figures are ratios
-within a round already.
+eight variants on the same kinds of noise, and were not held against two real runs of the same code yet.
+
+Only ours count: rows that name "ours" (all rows of a table that has no such row) and figures. Where `ENOUGH` others are
+in the same table, what they changed by, their median, is taken out before: that was the machine, or what all are built
+on. Figures are ratios within a round already.
 """
 
 from __future__ import annotations

@@ -31,11 +31,12 @@ METHOD = """\
 - "Warm": a round that is not counted came before. "Cold": a fresh process, after the system's cache of the files was
   dropped, which is verified; of a virtual machine, the machine below may still have them.
 - Syncs are counted by strace, in a round of their own. Memory is the highest RSS of the process ("peak MB").
-- `python -m benchmarks compare OLD.json NEW.json` says what changed beyond noise. On made-up rounds, on which its
-  constants were chosen, too, 7 a run: it reports 0 to 1.4 of 100 numbers that did not change (of 3 rounds, up to 5), and
-  finds a tenth more in 100, 96 and 72 of 100 where rounds differ by 1, 2 and 3 %, in 73 where a tenth of them is slow.
-- The machine is called busy where others used more than 0.1 of a processor, the machine below took 2 %, or syncs got 1.5
-  times slower or faster meanwhile. These limits are chosen, not measured."""
+- `python -m benchmarks compare OLD.json NEW.json` says what changed beyond noise. On made-up rounds, 7 a run, on which
+  its constants were chosen, too: it reports 0 to 1.4 of 100 numbers that did not change (of 3 rounds, up to 5.3), and
+  finds a tenth more in 100, 96 and 72 of 100 where rounds differ by 1, 2 and 3 %; in 73 where they differ by 1 % and
+  one of ten is slow. It was not held against two real runs of the same code yet.
+- The machine is called busy where others used more than 0.1 of a processor, the machine below took 2 %, or syncs got
+  1.5 times slower or faster meanwhile. These limits are chosen, not measured."""
 
 
 def document(runs: Sequence[Run], kept: str) -> str:
