@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.catalog import PARTS
-from benchmarks.method import results
+from benchmarks.method import pages, results
 from benchmarks.method.busy import Busy
 from benchmarks.method.chosen import CHOSEN, MOST, Line
-from benchmarks.method.document import KEPT, PAGE, PLOTS, ROOT, Documents
+from benchmarks.method.document import KEPT, NUMBERS, PAGE, PLOTS, ROOT, Documents
 from benchmarks.method.measure import Chart, Result
 from benchmarks.method.results import BadResults, Part, Run, merged
 from benchmarks.method.selection import BEGIN, END, replaced, rows
@@ -108,7 +108,7 @@ def test_goals_that_are_not_met_come_first():
 
 
 def test_all_numbers_are_there():
-    told = section(page(run(loads())), "All numbers")
+    told = pages.numbers([run(loads())])
     assert "| ours | 2 | 20 | syncs each commit |" in told
     assert "longest: 7 ms." in told
     assert told.endswith("- a note\n")
@@ -121,7 +121,7 @@ def test_what_many_tables_say_is_said_once():
         made.row("ours", "syncs each commit (durable=True, the default)", µs=[1.0])
         made.row("other", f"another thing in each, {number}", µs=[1.0])
         results.append(made)
-    told = section(page(run(*results)), "All numbers")
+    told = pages.numbers([run(*results)])
     assert told.count("- ours: syncs each commit (durable=True, the default)") == 1
     assert told.count("| ours | 1 | syncs |") == 5
     assert "| other | 1 | another thing in each, 3 |" in told
@@ -187,7 +187,7 @@ def test_the_command(tmp_path, capsys):
     for name, made in {"one": run(loads(), commits()), "two": run(commits(), part="commit")}.items():
         results.write(tmp_path / name, [made])
     assert main(["document", str(tmp_path / "one"), str(tmp_path / "two"), "--root", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == [KEPT, PAGE]
+    assert capsys.readouterr().out.split() == [KEPT, PAGE, NUMBERS]
     documents = Documents(tmp_path)
     assert (tmp_path / PAGE).read_text() == documents.page(documents.kept())
     assert [[result.name for result in each.results] for each in documents.kept()] == [["load, records"], ["commit"]]
@@ -200,7 +200,7 @@ def test_plots_are_drawn_and_old_ones_removed(tmp_path):
     (tmp_path / PLOTS).mkdir(parents=True)
     (tmp_path / PLOTS / "old.svg").write_text("")
     assert main(["document", str(tmp_path / "r"), "--root", str(tmp_path)]) == 0
-    assert sorted(path.name for path in (tmp_path / PLOTS).iterdir()) == ["growth-open.svg", "results.json"]
+    assert {path.name for path in (tmp_path / PLOTS).iterdir()} == {"NUMBERS.md", "growth-open.svg", "results.json"}
     assert "![Opening: ms, by objects](benchmarks/growth-open.svg)" in (tmp_path / PAGE).read_text()
 
 
@@ -221,6 +221,7 @@ class TestTheDocuments:
     def test_the_page(self):
         documents = Documents()
         assert (ROOT / PAGE).read_text(encoding="utf-8") == documents.page(documents.kept())
+        assert (ROOT / NUMBERS).read_text(encoding="utf-8") == pages.numbers(documents.kept())
 
     def test_the_readme(self):
         documents = Documents()

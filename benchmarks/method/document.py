@@ -15,6 +15,7 @@ from benchmarks.method.results import BadResults, Part, Run, merged, read, read_
 
 ROOT = Path(__file__).parents[2]
 PAGE, PLOTS, KEPT = "docs/BENCHMARKS.md", "docs/benchmarks", "docs/benchmarks/results.json"
+NUMBERS = "docs/benchmarks/NUMBERS.md"
 README = "README"
 
 
@@ -46,13 +47,14 @@ class Documents:
         drawn = self._draw(runs)
         write(self.root / KEPT, runs)
         (self.root / PAGE).write_text(page, encoding="utf-8")
+        (self.root / NUMBERS).write_text(pages.numbers(runs), encoding="utf-8")
         if new is not None:
             (self.root / README).write_text(new, encoding="utf-8")
-        return [KEPT, PAGE, *drawn, *([README] if readme else [])]
+        return [KEPT, PAGE, NUMBERS, *drawn, *([README] if readme else [])]
 
     def page(self, runs: Sequence[Run]) -> str:
         """Return the page that results give."""
-        return pages.document(runs, KEPT.removeprefix("docs/"))
+        return pages.document(runs, KEPT.removeprefix("docs/"), NUMBERS.removeprefix("docs/"))
 
     def readme(self, runs: Sequence[Run]) -> str:
         """Return the README with the table that results give; BadResults as `write`."""

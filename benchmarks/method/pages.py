@@ -39,12 +39,13 @@ METHOD = """\
   1.5 times slower or faster meanwhile. These limits are chosen, not measured."""
 
 
-def document(runs: Sequence[Run], kept: str) -> str:
-    """Return the page.
+def document(runs: Sequence[Run], kept: str, tables: str) -> str:
+    """Return the page: what is met, lost and won, how it grows, and how it was measured.
 
     Args:
         runs: what was measured; where a result is in several, the last one counts.
         kept: where the results are, from its directory.
+        tables: where `numbers` is, from its directory.
     """
     found = merged(runs)
     parts = _by_part(found.values())
@@ -53,7 +54,8 @@ def document(runs: Sequence[Run], kept: str) -> str:
     results = [result for each in compared.values() for result in each]
     blocks = [
         "# Benchmarks",
-        f"Written by `python -m benchmarks document` from [the results]({kept}), with nothing by hand.",
+        f"Written by `python -m benchmarks document` from [the results]({kept}), with nothing by hand; "
+        f"[all numbers]({tables}) are beside them.",
         *_busy(found.values()),
         "## Goals",
         *_goals(results),
@@ -70,9 +72,19 @@ def document(runs: Sequence[Run], kept: str) -> str:
         METHOD,
         "## Machine and versions",
         *_facts(runs),
-        "## All numbers",
-        *_legend(common := _common(results)),
-        *(block for name, each in compared.items() for block in _part(name, each, common)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def numbers(runs: Sequence[Run]) -> str:
+    """Return the page with all tables, but for those of profiles."""
+    parts = {name: results for name, results in _by_part(merged(runs).values()).items() if not name.startswith(PROFILE)}
+    common = _common([result for each in parts.values() for result in each])
+    blocks = [
+        "# All numbers",
+        "The tables behind [the benchmarks](../BENCHMARKS.md), which say how they are measured, and on what.",
+        *_legend(common),
+        *(block for name, each in parts.items() for block in _part(name, each, common)),
     ]
     return "\n\n".join(blocks) + "\n"
 
