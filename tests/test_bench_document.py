@@ -81,6 +81,15 @@ def section(text, title):
     return text.partition(f"\n## {title}\n\n")[2].partition("\n\n## ")[0]
 
 
+def test_what_is_nothing_for_one_of_both_is_told():
+    made = Result("collect", "w")
+    made.row("ours", "syncs each commit", **{"garbage left": [7.0] * 3, "records lost": [0.0] * 3, "MB": [0.0] * 3})
+    made.row("ZEO", "syncs each commit", **{"garbage left": [0.0] * 3, "records lost": [9.0] * 3, "MB": [0.0] * 3})
+    text = page(run(made))
+    assert section(text, "What we lose").splitlines()[-1] == "| collect | garbage left: ZEO ∞ |"
+    assert section(text, "What we win").splitlines()[-1] == "| collect | records lost: ZEO ∞ |"
+
+
 def test_what_we_lose_and_what_we_win():
     text = page(run(loads(), commits()))
     lost, won = section(text, "What we lose").splitlines()[-3:], section(text, "What we win").splitlines()[-3:]

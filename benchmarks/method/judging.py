@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 from benchmarks.method.measure import Figure, Result, Row, Spread
 
@@ -92,11 +93,12 @@ class Beside:
 
     @property
     def factor(self) -> float | None:
-        """Return how many times better the peer is, below 1 where ours is; None where one of them is 0."""
-        mine, theirs = self._spreads()
-        if mine.median <= 0 or theirs.median <= 0:
-            return None
-        return theirs.median / mine.median if is_rate(self.column) else mine.median / theirs.median
+        """Return how many times better the peer is, below 1 where ours is; None where both are 0."""
+        mine, theirs = (each.median for each in self._spreads())
+        above, below = (theirs, mine) if is_rate(self.column) else (mine, theirs)
+        if below > 0:
+            return above / below
+        return inf if above > 0 else None
 
     @property
     def less_durable(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from benchmarks.method.contest import PEAK
 from benchmarks.method.facts import MACHINE, RUN
@@ -140,7 +141,7 @@ def _sides(results: Sequence[Result], *, peers: bool) -> list[str]:
 
 
 def _times(found: Beside) -> float:
-    return max(found.factor or 0, 1 / (found.factor or 1))
+    return max(found.factor, 1 / found.factor) if found.factor else inf
 
 
 def _range(factors: Sequence[float]) -> str:
@@ -283,7 +284,9 @@ def cell(spread: Spread) -> str:
 
 
 def ratio(found: float) -> str:
-    """Return a ratio with two digits after the point at most."""
+    """Return a ratio with two digits after the point at most; that of something to nothing is ∞."""
+    if found == inf:
+        return "∞"
     return f"{found:.3g}" if found < 100 else f"{found:,.0f}"
 
 
