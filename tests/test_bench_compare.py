@@ -273,6 +273,11 @@ def test_a_run_goes_on_only_where_it_began(tmp_path):
     assert results.to_be_continued(file, known, "full") == Run(known, "full")
     results.write(file, [run(result())])
     assert [part.name for part in results.to_be_continued(file, known | {"date": "later"}, "full").parts] == ["load"]
+    results.write(file, [Run(known | {"command": "measure load"}, "full")])
+    for command in ("measure build", "measure load"):
+        gone_on = results.to_be_continued(file, known | {"command": command}, "full")
+        results.write(file, [gone_on])
+    assert gone_on.facts["command"] == "measure load; measure build"
     for facts, size, said in [
         (known, "quick", "sizes: full -> quick"),
         (known | {"python": "3.12"}, "full", "python: 3.11 -> 3.12"),

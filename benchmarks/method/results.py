@@ -102,7 +102,7 @@ def read_all(paths: Sequence[Path]) -> list[Run]:
 
 
 def to_be_continued(path: Path, facts: dict[str, str], size: str) -> Run:
-    """Return the run that a file has, to go on with; a new one where there is no file.
+    """Return the run that a file has, to go on with by another command, too; a new one where there is no file.
 
     Raises:
         BadResults: it is damaged, has several runs, or was measured with other sizes, versions or on another machine.
@@ -118,6 +118,9 @@ def to_be_continued(path: Path, facts: dict[str, str], size: str) -> Run:
         other.insert(0, f"sizes: {run.size} -> {size}")
     if other:
         raise BadResults(f"{path} was measured otherwise ({'; '.join(other)}); remove it, or give another file")
+    commands = [each.get("command", "") for each in (run.facts, facts)]
+    if commands[1] not in commands[0].split("; "):
+        run.facts["command"] = "; ".join(commands)
     return run
 
 
