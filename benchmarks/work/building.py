@@ -66,12 +66,11 @@ class Builds(Contender):
 
 def building(directory: Path, sizes: Sizes) -> list[Result]:
     """Compare how long new objects take, from their construction to the last commit."""
-    found = contest(Builds, PEERS, directory, [sizes.objects], sizes.rounds, syncs=True)
+    found = contest(Builds, PEERS, directory, [sizes.objects], sizes.rounds)
     result = Result(
         "build",
         f"{sizes.objects:,} small objects made and stored through a connection into an empty store, a commit every "
-        f"{FOLDER:,}. Making and pickling them is included; opening is not, and closing where that is said. Syncs are "
-        "those of a round, with making the store and closing it.",
+        f"{FOLDER:,}. Making and pickling them is included; opening is not, and closing where that is said.",
     )
     rows(result, PEERS, found)
     result.figure("FileStorage / ours", against(found, BUILT, FILE, OURS), least=1.1)
