@@ -93,6 +93,14 @@ def test_records_are_found_again(store_peer, place):
     assert usage.disk(path)["data"] > 0
 
 
+def test_an_empty_store_is_opened_again(store_peer, place):
+    for _ in range(2):
+        open_store(store_peer, place / "a store").close()
+    with closing(open_store(store_peer, place / "a store")) as store:
+        store.fill(batches(COUNT))
+        must_have(store, dict(records(COUNT)))
+
+
 def test_objects_are_found_again(database_peer, place):
     path = place / "a database"
     with closing(open_database(database_peer, path)) as database:

@@ -163,7 +163,9 @@ def _sqlite(path: Path) -> Storage:
 
     existed = path.exists()
     storage = SqliteStorage(str(path))
-    if existed:
+    if storage._last_oid is None:  # it was opened before, and is empty still: it would hand out none
+        storage._last_oid = 0
+    elif existed:
         storage.new_oid()  # opened again, it hands out its highest oid once more: nobody is to get that
     return storage
 

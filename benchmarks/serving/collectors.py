@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from durus.file_storage import FileStorage
 from durus.file_storage2 import FileStorage2
+from durus.utils import ShortRead
 
 from benchmarks.serving.littered import made
 from benchmarks.serving.stores import Client, Place, opened
@@ -17,6 +18,8 @@ from berkeleydb_storage.format import pack_uint64
 
 LOOK = 0.01
 """Seconds between two looks whether it is done."""
+LOOKS = 100
+"""At a file that a server writes to; most find that no transaction is half written just then."""
 
 Observed = tuple[float, float, bool]
 """When it began and ended, by the clock of all processes, and whether all is done."""
@@ -120,8 +123,10 @@ class DurusPack(Collector):
     def _counted(self) -> int:
         with self._path.open("rb") as file:
             kind = FileStorage2 if FileStorage2.has_format(file) else FileStorage
-        with closing(kind(str(self._path), readonly=True)) as storage:
-            return sum(1 for _ in storage.gen_oid_record())
+        for _ in range(LOOKS):
+            with suppress(ShortRead), closing(kind(str(self._path), readonly=True)) as storage:
+                return sum(1 for _ in storage.gen_oid_record())
+        raise RuntimeError(f"{self._path} was never seen with whole transactions")
 
 
 class ZodbPack(Collector):
