@@ -147,13 +147,13 @@ CHOSEN = (
         own=(("ours", "MB on disk"),),
     ),
     Line(
-        "delete half of 100,000 objects, and collect: {} s",
+        "delete half of 20,000 objects, and collect: {} s",
         "halve",
         beside(FILE, FILE2, ZODB, before="s until collected, ", ours="ours, pack"),
         own=(("ours, pack", "s until collected"),),
     ),
     Line(
-        "visit 50,000 objects, cold; warm",
+        "visit 10,000 objects, cold; warm",
         "traverse",
         {
             "ZODB FileStorage": "cold, geometric mean of the shapes, ZODB FileStorage / ours",
@@ -161,9 +161,15 @@ CHOSEN = (
         },
     ),
     Line(
-        "OO7, small, 5 traversals, cold: geometric mean",
+        "OO7, small: traversals, cold",
         "oo7, small, traversals, cold",
-        beside(FILE2, ZODB, REL, before="geometric mean of 5, "),
+        {name: f"geometric mean of 6, {NAMES.get(name, name)} / ours" for name in (FILE2, ZODB, REL)},
+    ),
+    Line(
+        "OO7, small: traversals that update, hot",
+        "oo7, small, traversals that update, hot",
+        {name: f"geometric mean of 7, {NAMES.get(name, name)} / ours" for name in (FILE2, ZODB, REL)},
+        ALL_SYNC,
     ),
     _clients("server, 8 clients: {} loads/s", "load", "", *SERVERS),
     _clients("server, 8 clients: {} commits/s", "commit", ALL_SYNC, "over FileStorage2", "ZEO", REL),
@@ -179,41 +185,10 @@ CHOSEN = (
         how=LONGER,
     ),
     Line(
-        "loads; commits of one thread while garbage goes: 99th percentile",
-        "collect, latencies, parent pointers, durable",
-        {"without": "p99 of loads, collecting / alone", "commits": "p99 of commits, collecting / alone"},
-        "synced",
-        how=LONGER,
-    ),
-    Line(
-        "full pack, 1,000,000 live and 500,000 in cycles: {} s",
-        "collect, full pack",
-        {"FileStorage's `pack()`": "time, ours / FileStorage"},
-        own=(("ours", "seconds"),),
-        how=LONGER,
-    ),
-    Line(
-        "`migrate` 5,000,000 records",
+        "`migrate` 200,000 records",
         "migrate",
         {"bare Berkeley DB puts": "time, ours / bare Berkeley DB"},
         "verified",
-        how=LONGER,
-    ),
-    Line(
-        "commits of 4 threads while full backups are made: 99th percentile",
-        "backup, commits of 4 threads",
-        {
-            "without": "p99 of commits, full / no backup",
-            "incremental, one a second": "p99 of commits, incremental / no backup",
-        },
-        "synced",
-        how=LONGER,
-    ),
-    Line(
-        "full backup; restore",
-        "backup, times and sizes",
-        {"`cp -a` of the closed directory": "time of full, ours / cp -a", "restore": "time of restore, ours / cp -a"},
-        "synced, verified",
         how=LONGER,
     ),
     Line(
