@@ -98,8 +98,8 @@ CHOSEN = (
     Line("commit of one record", "commit, synced", beside("LMDB", "sqlite3"), ALL_SYNC),
     Line(
         "commit of one record",
-        "commit, synced",
-        {"bare Berkeley DB put and sync": "ours / bare Berkeley DB", "a sync alone": "ours / sync alone"},
+        "profile commit, distance from the limit",
+        {"bare Berkeley DB put and sync": "commit, ours / bare put + sync"},
         ALL_SYNC,
         how=LONGER,
     ),
