@@ -27,7 +27,7 @@ class Line:
 LONGER = "takes {} times as long"
 ALL_SYNC = "all sync"
 FILE, FILE2, ZODB, REL = "FileStorage", "FileStorage2", "ZODB FileStorage", "RelStorage"
-NAMES = {REL: "RelStorage, full", "sqlite3": "sqlite3, full", "packed": "FileStorage, packed"}
+NAMES = {REL: "RelStorage, full", "sqlite3": "sqlite3, full", "FileStorage after `pack()`": "FileStorage, packed"}
 """How rows of results are named, where that is longer."""
 
 
@@ -120,7 +120,7 @@ CHOSEN = (
         },
         own=(("ours", "ms to the first load"), ("ours", "MB more by opening")),
     ),
-    Line("open 1,000,000 objects", "open, closed", beside("packed", ZODB, REL, before="time, ")),
+    Line("open 1,000,000 objects", "open, closed", beside("FileStorage after `pack()`", ZODB, REL, before="time, ")),
     Line(
         "open after `kill -9`: {} ms",
         "open, killed",
@@ -131,7 +131,7 @@ CHOSEN = (
     Line(
         "open 10,000,000 objects",
         "growth, open",
-        {"10,000": "ours, at 10,000,000 / at 10,000 objects"},
+        {"10,000 objects": "ours, at 10,000,000 / at 10,000 objects"},
         how=LONGER,
     ),
     Line(

@@ -20,6 +20,8 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
 """Okabe and Ito's colours, which the colour-blind tell apart; without their yellow, which nobody sees on white."""
 GREY = "#777777"
 INCHES = (7.2, 4.0)
+LEFT = 0.125
+"""Share of the width for the axis at the left, its numbers and its name."""
 LABELS = 0.70
 """Where the names begin, as a share of the width."""
 ROOM = 0.056
@@ -99,7 +101,7 @@ def _require_positive(chart: Chart) -> None:
 
 
 def _fill(figure: Figure, chart: Chart) -> None:
-    axes = figure.add_axes((0.1, 0.13, LABELS - 0.1, 0.77))
+    axes = figure.add_axes((LEFT, 0.13, LABELS - LEFT, 0.77))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold")
