@@ -16,6 +16,7 @@ from benchmarks.method.document import KEPT, NUMBERS, PAGE, PLOTS, ROOT, Documen
 from benchmarks.method.measure import Chart, Result
 from benchmarks.method.results import BadResults, Part, Run, merged
 from benchmarks.method.selection import BEGIN, END, replaced, rows
+from benchmarks.profiling.paths import PATHS
 
 drawing = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib draws the plots")
 QUIET = Busy(10.0, 1.0, 0.01, 0.0, 0.2, 1.0, 200.0, 210.0)
@@ -189,7 +190,7 @@ def test_only_the_table_of_the_readme_changes(monkeypatch):
 def test_a_reader_can_read_the_table():
     assert len(CHOSEN) <= MOST
     assert all(line.what.count("{") == len(line.own) for line in CHOSEN)
-    assert {line.result.partition(",")[0] for line in CHOSEN} <= set(PARTS)
+    assert {line.result.partition(",")[0] for line in CHOSEN} <= {*PARTS, *(f"profile {path}" for path in PATHS)}
 
 
 def test_the_command(tmp_path, capsys):
