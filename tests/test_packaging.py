@@ -93,7 +93,7 @@ def test_the_set_up_is_done_once_and_again_when_the_project_changes(copy):
     assert "installing the project" in set_up()
     started = time.monotonic()
     assert set_up() == ""
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     with (copy / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     text = set_up()

@@ -602,8 +602,8 @@ def test_a_crowd_that_takes_the_turn(caplog, monkeypatch, reconnecting, gives_up
         for each in hogs:
             each.join(60)
         latencies = sorted(one.honest.latencies)
-        assert latencies[-1] < 0.6
-        assert latencies[len(latencies) // 2] < 0.1
+        assert latencies[-1] < 5
+        assert latencies[len(latencies) // 2] < 0.2
 
 
 def test_a_crowd_that_waits_for_the_turn(caplog, monkeypatch):
@@ -613,7 +613,7 @@ def test_a_crowd_that_waits_for_the_turn(caplog, monkeypatch):
             one.durus().send(b"C")
         for _ in range(20):
             one.honest.step()
-        assert max(one.honest.latencies) < 0.6
+        assert max(one.honest.latencies) < 5
 
 
 def test_a_root_that_nobody_makes(caplog, monkeypatch, tmp_path):
