@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from crash_child import go_on
 from crash_model import History, Writer, set_up
-from graphs import hand_out
+from graphs import hand_out, number
 
 from berkeleydb_storage import (
     BerkeleyDBStorage,
@@ -80,7 +80,7 @@ class Case:
             with pytest.raises(DamagedError, match=r"did not take what was written|Berkeley DB has stopped"):
                 work()
         with pytest.raises(DamagedError):
-            hand_out(self.storage, 10_000)
+            hand_out(self.storage, number(self.storage.new_oid()) + 10_000)
         self.storage.begin()
         self.storage.store(hub, hub + bytes(4))
         with pytest.raises(DamagedError):
